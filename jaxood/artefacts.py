@@ -1,0 +1,109 @@
+"""What a run leaves behind, and what it finds there: folders named by what made them.
+
+`artefacts/<stage>/<fingerprint>/` holds one stage's result. The fingerprint hashes everything the
+result depends on, so two arms that agree up to a stage share its folder without being told to, and
+a changed setting makes a new folder beside the old one. The result exists when its `done.json`
+does, which is written last; until then the folder holds checkpoints or shards and is resumed.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from jaxood.errors import UserError
+
+DONE = 'done.json'
+
+
+class Artefact:
+    """One stage's folder."""
+
+    def __init__(self, stage: str, fingerprint: str, folder: epath.Path):
+        self.stage = stage
+        self.fingerprint = fingerprint
+        self.folder = folder
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """The facts given to `finish`, or None while the result is unfinished."""
+        path = self.folder / DONE
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, **facts: Any) -> None:
+        """Declares the result complete. Nothing may be written after this."""
+        write(self.folder / DONE, json.dumps(facts, indent=2, sort_keys=True) + '\n')
+
+    def __truediv__(self, name: str) -> epath.Path:
+        return self.folder / name
+
+
+class Store:
+    """All artefacts below one folder, of this workdir alone or shared by several."""
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = epath.Path(root)
+
+    def find(self, stage: str, fingerprint: str) -> Artefact:
+        """The artefact's place, whether or not anything is there yet. Creates nothing."""
+        return Artefact(stage, fingerprint, self.root / stage / fingerprint)
+
+    def seconds(self, stage: str) -> float | None:
+        """How long this stage took when it last ran here, for the estimate of a run."""
+        times = []
+        folder = self.root / stage
+        for path in folder.iterdir() if folder.exists() else ():
+            facts = Artefact(stage, path.name, path).done
+            if facts and 'seconds' in facts:
+                times.append(facts['seconds'])
+        return sum(times) / len(times) if times else None
+
+
+def write(path: epath.Path, content: str | bytes) -> None:
+    """Writes a small file so that it is there whole or not at all, also after a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content.encode() if isinstance(content, str) else content
+    if not _is_local(path):  # object stores put whole objects
+        path.write_bytes(content)
+        return
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    with open(part, 'wb') as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def lock(folder: epath.Path) -> Iterator[None]:
+    """Holds a folder for this process. The system lets go when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _is_local(folder):  # object stores have no locks; their users start one run a folder
+        yield
+        return
+    import fcntl
+
+    with open(folder / '.lock', 'a+') as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            f.seek(0)
+            raise UserError(
+                f'{folder} is in use by another jaxood process ({f.read().strip() or "unknown"}). '
+                'Wait for it to end, stop it, or choose another --workdir.'
+            ) from None
+        f.truncate(0)
+        f.write(f'process {os.getpid()}')
+        f.flush()
+        yield
+
+
+def _is_local(path: epath.Path) -> bool:
+    return '://' not in os.fspath(path)

@@ -1,0 +1,86 @@
+"""What a run says: one line that a human reads, and one JSON line that a program reads."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+QUIET_SECONDS = 10.0  # between progress lines where the terminal cannot overwrite the last one
+
+
+class Progress:
+    """One line for a stage: what, step of steps, loss, images/s, time left.
+
+    On a terminal the line is rewritten in place; in a file or a pipe a new one comes every ten
+    seconds. `close` leaves the last state standing.
+    """
+
+    def __init__(self, what: str, total: int, *, start: int = 0, stream=None):
+        self.what, self.total, self.first = what, total, start
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.started = self.shown = time.monotonic()
+        self.done, self.line = start, ''
+
+    def update(self, done: int, **facts: float | str) -> None:
+        """Shows progress; `facts` follow as `name value`, floats with four digits."""
+        now = time.monotonic()
+        self.done = done
+        left = (now - self.started) / max(done - self.first, 1) * (self.total - done)
+        shown = ' '.join(
+            f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in facts.items()
+        )
+        self.line = f'{self.what:<32} {done}/{self.total} {shown} {_clock(left)} left'
+        if self.live:
+            self._print(f'\r\033[K{self.line[:140]}', end='')
+        elif now - self.shown >= QUIET_SECONDS:
+            self.shown = now
+            self._print(self.line)
+
+    def close(self, **facts: float | str) -> None:
+        """Ends the line with how long it took."""
+        shown = ' '.join(
+            f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in facts.items()
+        )
+        start = '\r\033[K' if self.live else ''
+        took = _clock(time.monotonic() - self.started)
+        self._print(f'{start}{self.what:<32} {self.done}/{self.total} {shown} in {took}')
+
+    def _print(self, text, end='\n'):
+        print(text, end=end, file=self.stream, flush=True)
+
+
+def say(text: str) -> None:
+    """A plain line for the human, on standard error like the progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Log:
+    """Appends JSON lines to a file: `{"step": 100, "loss": 0.51, ...}`."""
+
+    def __init__(self, path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        with open(self.path, 'a') as f:
+            f.write(json.dumps(dict(row)) + '\n')
+
+
+def read_log(path) -> list[dict[str, Any]]:
+    """The rows of a log. A step that was logged again after a restart counts once, in its last form;
+    a last line cut short by a kill is left out."""
+    rows = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        rows[row['step']] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    return f'{minutes}:{seconds:02d}'

@@ -1,0 +1,49 @@
+"""Saving and restoring train states and weights, by Orbax."""
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxood.train.state import TrainState
+
+
+class Checkpoints:
+    """The latest train state in a folder. Orbax finishes a checkpoint before it counts as one, so
+    a kill leaves the one before."""
+
+    def __init__(self, folder: epath.Path):
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self.manager = ocp.CheckpointManager(folder, options=options)
+
+    def save(self, step: int, state: TrainState) -> None:
+        self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The latest state, placed as `like` is (also on another number of devices), or None."""
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
+        return TrainState(**self.manager.restore(step, args=ocp.args.StandardRestore(target)))
+
+    def close(self) -> None:
+        self.manager.close()
+
+
+def save_weights(folder: epath.Path, weights: Any) -> None:
+    """Writes a pytree of dicts of arrays, e.g. `{'params': ..., 'batch_stats': ...}`."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, weights, force=True)
+
+
+def load_weights(folder: epath.Path) -> Any:
+    """Reads what `save_weights` wrote, as host arrays of one copy, on any number of devices."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        shapes = checkpointer.metadata(folder).item_metadata.tree
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
+        )
+        return checkpointer.restore(folder, target)

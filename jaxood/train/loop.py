@@ -1,0 +1,125 @@
+"""The training loop: there is one."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxood import console
+from jaxood.errors import UserError
+from jaxood.parallel import Devices
+from jaxood.train.checkpoint import Checkpoints
+from jaxood.train.state import TrainState, ema_decay
+
+
+def train_step(state, data, batch, key, *, loss_fn, tx, ema_limit=None, axis_name=None):
+    """One update. Sharded jit: the mean in `loss_fn` is the global mean. pmap: axis_name makes it so.
+
+    Args:
+        state: a `TrainState`.
+        data: arrays that stay on the device, or None; `loss_fn` picks its rows from them.
+        batch: the rows of this step; `loss_fn` derives a key for each from `batch['index']`.
+        key: the run's key; the step's number is folded in here.
+        loss_fn: `(params, extra, data, batch, key, step) -> (loss, (extra, metrics))`.
+        ema_limit: the largest decay of the weights' moving average; None keeps no average.
+
+    Returns:
+        (the next state, metrics as scalars).
+    """
+    key = jax.random.fold_in(key, state.step)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (_, (extra, metrics)), grads = grad_fn(state.params, state.extra, data, batch, key, state.step)
+    if axis_name is not None:
+        grads, extra, metrics = jax.lax.pmean((grads, extra, metrics), axis_name)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema_limit is not None:
+        decay = ema_decay(state.step, limit=ema_limit)
+        ema = optax.incremental_update(params, state.ema, 1.0 - decay)
+    metrics |= {'grad_norm': optax.tree.norm(grads)}
+    return TrainState(state.step + 1, params, ema, opt_state, extra), metrics
+
+
+def fit(
+    state: TrainState,
+    step: Callable,
+    data: Any,
+    feed: Callable[[int], Iterator[Any]],
+    key: jax.Array,
+    *,
+    steps: int,
+    devices: Devices,
+    folder,
+    what: str,
+    images_per_step: int,
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+) -> tuple[TrainState, dict[str, float]]:
+    """Trains to `steps` updates, from the folder's checkpoint if there is one.
+
+    Args:
+        state: the initial state, as from one device.
+        step: a compiled step (`Devices.compile_step`).
+        data: replicated arrays or None.
+        feed: `feed(n)` iterates over the batches from number n on.
+        folder: keeps `checkpoints/` while training, and `log.jsonl`.
+
+    Returns:
+        The final state, as from one device, and facts: seconds, images_per_s (compilation and
+        checkpoints left out), the last metrics.
+
+    Raises:
+        UserError: a metric is not finite; the message names the steps, and no such state is saved.
+    """
+    checkpoints = Checkpoints(folder / 'checkpoints')
+    log = console.Log(folder / 'log.jsonl')
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state = restored
+    first = int(state.step)
+    state = devices.replicate(state)
+    progress = console.Progress(what, steps, start=first)
+    batches = feed(first)
+    pending, last = [], {}
+    seconds, timed, mark = 0.0, 0, None
+    for done in range(first + 1, steps + 1):
+        state, metrics = step(state, data, devices.shard(next(batches)), key)
+        pending.append(metrics)
+        if done == first + 1:  # compiles; the clock starts after it
+            jax.block_until_ready(metrics)
+            mark = time.monotonic()
+        saves = done % checkpoint_every == 0 and done < steps
+        if done % log_every == 0 or done == steps or saves:
+            last = _means(jax.device_get(pending), done, what)
+            pending = []
+            now = time.monotonic()
+            seconds, timed, mark = seconds + now - mark, done - first - 1, now
+            speed = images_per_step * timed / seconds if timed else 0.0
+            log.write({'step': done, **last, 'images_per_s': round(speed, 1)})
+            progress.update(done, loss=last['loss'], **{'images/s': round(speed)})
+            if saves:
+                checkpoints.save(done, devices.unreplicate(state))
+                mark = time.monotonic()
+    checkpoints.close()
+    facts = {'images_per_s': round(speed, 1), **last} if last else {}
+    progress.close(**{k: facts[k] for k in ('loss', 'images_per_s') if k in facts})
+    return devices.unreplicate(state), facts
+
+
+def _means(metrics, done, what):
+    """Means over the steps since the last call, which end at `done`; a NaN stops the run here."""
+    values = {k: np.array([m[k] for m in metrics], np.float64) for k in metrics[0]}
+    for name, v in values.items():
+        bad = np.flatnonzero(~np.isfinite(v))
+        if bad.size:
+            at = done - len(v) + 1 + int(bad[0])
+            raise UserError(
+                f'{what}: {name} is {v[bad[0]]} at step {at} (checked at step {done}). Nothing after '
+                'the last checkpoint was saved. A lower optimizer.learning_rate, clip, or '
+                "dtype='float32' usually mends it."
+            )
+    return {k: float(v.mean()) for k, v in values.items()}

@@ -1,0 +1,77 @@
+"""The train state, and the optimisers that update it."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(NamedTuple):
+    """Everything a training step changes. A pytree."""
+
+    step: Any  # int32[], updates done
+    params: Any
+    ema: Any  # moving average of params, or None
+    opt_state: Any
+    extra: Any  # what is neither parameter nor gradient: batch statistics, AdaCos's scale, ...
+
+
+def create(params: Any, tx: optax.GradientTransformation, extra: Any, *, ema: bool) -> TrainState:
+    """The state before the first step. The average starts at the initial weights."""
+    average = params if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, average, tx.init(params), extra)
+
+
+def ema_decay(step: Any, *, limit: float) -> Any:
+    """min(limit, (1 + n) / (10 + n)): a short run's average is not its initial weights.
+
+    Official code of DLSR and of guided diffusion's descendants; n counts updates from 0.
+    """
+    return jnp.minimum(limit, (1.0 + step) / (10.0 + step))
+
+
+def sgd(
+    *,
+    steps: int,
+    learning_rate: float = 0.1,
+    final_learning_rate: float = 1e-6,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum, cosine to `final_learning_rate` over `steps`, coupled decay.
+
+    The recipe of the outlier-exposure family (official code, hendrycks/outlier-exposure): weight
+    decay is added to the gradient of every parameter before the momentum.
+    """
+    schedule = optax.cosine_decay_schedule(
+        learning_rate, steps, alpha=final_learning_rate / learning_rate
+    )
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum, nesterov=True)
+    )
+
+
+def adam(
+    *,
+    steps: int,
+    learning_rate: float = 2e-4,
+    warmup: int = 0,
+    final_learning_rate: float | None = None,
+    clip: float | None = None,
+) -> optax.GradientTransformation:
+    """Adam, constant (DDPM's official recipe: 2e-4) or cosine to `final_learning_rate`.
+
+    Args:
+        steps: of the whole training; the cosine ends there.
+        warmup: steps of linear warm-up from 0.
+        clip: the largest global gradient norm; None does not clip.
+    """
+    final = learning_rate if final_learning_rate is None else final_learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else learning_rate, learning_rate, warmup, steps, end_value=final
+    )
+    before = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    return optax.chain(*before, optax.adam(schedule))
+
+
+OPTIMIZERS = {'sgd': sgd, 'adam': adam}
