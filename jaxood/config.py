@@ -56,14 +56,18 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def pick(table: Mapping[str, Any], section: Mapping, where: str) -> tuple[Any, dict[str, Any]]:
+def pick(
+    table: Mapping[str, Any], section: Mapping, where: str, *, like: str | None = None
+) -> tuple[Any, dict[str, Any]]:
     """The entry that a section names, and the keyword arguments that the section sets for it.
 
     Args:
         table: name -> entry; an entry is a function or a class, or a tuple whose first element
             is the function that takes the keywords.
-        section: `name` and keywords. Keys of the stage (`SECTIONS`) and keys set to None are left out.
+        section: `name` and keywords. Keys of the stage (`SECTIONS`) and keys that are None are left
+            out.
         where: the section's path, e.g. `'config.sampler'`.
+        like: the entry of `SECTIONS` with the stage's keys; by default the path's last part.
 
     Returns:
         (entry, keywords), the keywords as plain Python values.
@@ -78,7 +82,7 @@ def pick(table: Mapping[str, Any], section: Mapping, where: str) -> tuple[Any, d
     if name not in table:
         raise ConfigError(unknown(f'{where}.name={name!r}', name, table))
     entry = table[name]
-    own = SECTIONS.get(where.rpartition('.')[2], ())
+    own = SECTIONS.get(like or where.rpartition('.')[2], ())
     given = {k: plain(v) for k, v in section.items() if k != 'name' and k not in own}
     given = {k: v for k, v in given.items() if v is not None}
     takes = keywords_of(entry)

@@ -31,5 +31,11 @@ def key_each(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
+def seed_for(seed: int, *purpose: str | int) -> int:
+    """A NumPy seed for one purpose, for what is drawn on the host (the order of the examples)."""
+    text = '/'.join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'little')
+
+
 def _word(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'little')

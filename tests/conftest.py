@@ -11,3 +11,24 @@ os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parent.parent / '.cache' / 'jax')
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+
+import pytest  # noqa: E402 - JAX reads the environment when it is first imported
+
+
+@pytest.fixture(scope='session')
+def real_data() -> pathlib.Path:
+    """The folder of real images and weights that JAXOOD_TEST_DATA names."""
+    folder = os.environ.get('JAXOOD_TEST_DATA')
+    if not folder:
+        pytest.skip('JAXOOD_TEST_DATA names no folder with the real images')
+    return pathlib.Path(folder)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With JAXOOD_NO_SKIPS set, as where the real data is at hand, a skip is a failure."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get('JAXOOD_NO_SKIPS') and not hasattr(report, 'wasxfail'):
+        report.outcome = 'failed'
+        report.longrepr = f'skipped, where nothing may be: {report.longrepr[-1]}'

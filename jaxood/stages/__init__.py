@@ -1,0 +1,32 @@
+"""The steps of an experiment, in order. `experiment` calls them; they alone read the config.
+
+A stage is a module with
+
+    VERSION            raised when its results change for the same settings
+    SEES               'id' or 'all': the data its result depends on (all: the OOD test sets too)
+    ACROSS             one task for all runs, instead of one for each fingerprint
+    PUBLISHED          files copied from the artefact into the workdir
+    applies(config)    whether a run has this stage
+    inputs(config)     names of the stages it builds on
+    settings(config)   what its result depends on, for the fingerprint; no layout, no logging
+    check(config)      raises ConfigError for what cannot work, before anything is built
+    run(context)       makes the artefact, or goes on with it; returns facts for `done.json`
+"""
+
+from jaxood.stages import (
+    report,
+    score,
+    synthesise,
+    train_detector,
+    train_diffusion,
+    train_judges,
+)
+
+STAGES = {
+    'train_diffusion': train_diffusion,
+    'train_judges': train_judges,
+    'synthesise': synthesise,
+    'train_detector': train_detector,
+    'score': score,
+    'report': report,
+}

@@ -1,0 +1,23 @@
+"""Ways to invent outliers. Adding one is one file, one function and one line here.
+
+A strategy is `build(..., **keywords) -> rows`, and `rows(shared, index, key)` makes candidate
+number i from (key, i) alone: a dict with `image` float32[B, H, W, C] in [-1, 1] and whatever is
+worth knowing about each candidate. It runs inside `jit`. `needs` names what `build` takes beside
+its keywords: `shape` (H, W, C), `num_classes`, `generate` (`synthesis.generator`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxood.synthesis import label_mixup, noise
+
+
+class Strategy(NamedTuple):
+    build: Callable
+    needs: tuple[str, ...]
+
+
+STRATEGIES = {
+    'label_mixup': Strategy(label_mixup.build, ('shape', 'num_classes', 'generate')),
+    'uniform_noise': Strategy(noise.uniform, ('shape',)),
+}

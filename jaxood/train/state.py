@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -18,7 +19,7 @@ class TrainState(NamedTuple):
 
 def create(params: Any, tx: optax.GradientTransformation, extra: Any, *, ema: bool) -> TrainState:
     """The state before the first step. The average starts at the initial weights."""
-    average = params if ema else None
+    average = jax.tree.map(jnp.copy, params) if ema else None  # a step reuses both buffers
     return TrainState(jnp.zeros((), jnp.int32), params, average, tx.init(params), extra)
 
 

@@ -1,0 +1,113 @@
+"""Outlier exposure with mixed-label outliers on the 8x8 digits: the whole chain on a laptop.
+
+python -m jaxood.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config(variant: str = 'digits'):
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.seeds = (0, 1, 2)
+    c.dtype = 'float32'
+    c.stages = (
+        *('train_diffusion', 'train_judges', 'synthesise', 'train_detector', 'score', 'report'),
+    )
+    c.artefacts_dir = config_dict.placeholder(str)
+    c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+
+    c.data = dict(
+        root=config_dict.placeholder(str),
+        on_error='stop',
+        size=8,
+        channels=1,
+        validation=0.15,
+        test=0.25,
+        held_out=(8, 9),
+        held_out_validation=(5,),
+        device_limit=2**30,
+        id=dict(
+            name='digits',
+            path=config_dict.placeholder(str),
+            train=config_dict.placeholder(str),
+            test=config_dict.placeholder(str),
+            dataset=config_dict.placeholder(str),
+        ),
+        ood=dict(photos=dict(name='photos', count=1000)),
+    )
+    c.preprocessing = dict(mean=0.3, std=0.38)
+
+    c.generator = dict(
+        name='unet',
+        channels=32,
+        multipliers=(1, 2),
+        num_blocks=1,
+        attention_sizes=(4,),
+        dropout=0.0,
+    )
+    c.diffusion = dict(
+        schedule=dict(name='cosine', num_steps=1000),
+        prediction='eps',
+        label_dropout=0.1,
+        flip=False,
+        steps=1500,
+        batch_size=64,
+        optimizer=dict(name='adam', learning_rate=1e-3, final_learning_rate=1e-5, warmup=50),
+        ema_decay=0.999,
+        log_every=50,
+        checkpoint_every=500,
+    )
+    c.sampler = dict(name='dpmpp_2m', steps=12, guidance=0.0)
+    count = config_dict.FieldReference(2000)
+    c.outliers = dict(
+        name='label_mixup',
+        mix='label',
+        low=0.3,
+        high=0.7,
+        count=count,
+        max_candidates=60_000,
+        shard_size=1024,
+    )
+    c.filter = dict(
+        name='judges',
+        quantile=0.1,
+        count=3,
+        backbone=dict(name='cnn', widths=(16, 32)),
+        training=dict(
+            name='plain',
+            steps=400,
+            batch_size=64,
+            crop=1,
+            flip=False,
+            optimizer=dict(name='sgd', learning_rate=0.1, weight_decay=5e-4),
+            log_every=100,
+            checkpoint_every=1000,
+        ),
+    )
+
+    c.backbone = dict(name='wrn', depth=10, width=1, base=16, dropout=0.0)
+    c.head = dict(name='linear')
+    c.detector = dict(
+        name='oe',
+        weight=0.5,
+        outlier_ratio=1.0,
+        steps=800,
+        batch_size=64,
+        crop=1,
+        flip=False,
+        optimizer=dict(name='sgd', learning_rate=0.1, weight_decay=5e-4),
+        log_every=100,
+        checkpoint_every=1000,
+    )
+    c.scores = dict(msp={}, maxlogit={}, energy=dict(temperature=1.0), knn=dict(k=20))
+    c.arms = dict(
+        none=dict(outliers=dict(name='none'), detector=dict(name='plain')),
+        noise=dict(outliers=dict(name='uniform_noise', count=count)),
+        diffusion=dict(),
+    )
+    c.report = dict(
+        title='Quickstart', arm='diffusion', score='msp', draws=1000, gallery=128, tsne=True
+    )
+    return c

@@ -1,0 +1,241 @@
+"""Arms x seeds through the stages: what is there already, what is to be done, and doing it."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+
+from jaxood import artefacts, console, parallel
+from jaxood import config as configs
+from jaxood.artefacts import Artefact, Store
+from jaxood.config import Run
+from jaxood.errors import ConfigError, UserError, lookup
+from jaxood.stages import STAGES, common
+
+PACKAGES = ('jaxood', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scikit-learn')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One stage under one fingerprint, the artefacts it builds on, and the runs that share it."""
+
+    stage: str
+    artefact: Artefact
+    inputs: dict[str, Artefact]
+    runs: list[Run]
+
+    @property
+    def state(self) -> str:
+        if self.artefact.done is not None:
+            return 'reused'
+        return 'resumed' if self.artefact.folder.exists() else 'to do'
+
+
+def execute(config, workdir: str, only: Sequence[str] | None = None) -> None:
+    """Checks, plans, says what will be done, and does it. See `main.execute`."""
+    use_compilation_cache()
+    runs = check(config)
+    wanted = tuple(only or config.stages)
+    for stage in wanted:
+        lookup(STAGES, stage, '--stages: stage')
+    folder = epath.Path(os.path.expanduser(workdir))
+    with artefacts.lock(folder):
+        check_format(folder)
+        store = Store(os.path.expanduser(config.get('artefacts_dir') or folder / 'artefacts'))
+        devices = parallel.setup(config.parallel.mode, config.parallel.get('num_devices'))
+        tasks = plan(runs, store)
+        console.say(table(tasks, wanted, store))
+        repro = write_records(folder, config, tasks, devices)
+        for task in tasks:
+            if task.stage in wanted:
+                perform(task, devices, repro)
+                publish(task, folder)
+
+
+def check(config) -> list[Run]:
+    """The runs of a config, each resolved and checked by every stage, before anything is built.
+
+    Raises:
+        ConfigError: the first setting that cannot work, with its place and how to mend it.
+    """
+    configs.check_sections(config, required=('data', 'parallel'))
+    for stage in config.stages:
+        lookup(STAGES, stage, 'config.stages: stage')
+    runs = list(configs.runs(config))
+    for run in runs:
+        for name, stage in STAGES.items():
+            if name in config.stages and stage.applies(run.config):
+                stage.check(run.config)
+    return runs
+
+
+def plan(runs: Sequence[Run], store: Store) -> list[Task]:
+    """What has to exist, in the order of the stages. Runs that agree share a task; a stage that
+    looks ACROSS runs is one task, whose inputs are named 'arm/seed/stage'.
+
+    Raises:
+        UserError: data that cannot be read or split; a stage without the one it builds on.
+    """
+    tasks: dict[tuple[str, str], Task] = {}
+    made: dict[str, dict[str, Artefact]] = {run.name: {} for run in runs}
+    for name, stage in STAGES.items():
+        inputs = {}
+        for run in runs:
+            if name not in run.config.stages or not stage.applies(run.config):
+                continue
+            found = {needed: made[run.name].get(needed) for needed in stage.inputs(run.config)}
+            for needed, artefact in found.items():
+                if artefact is None:
+                    raise ConfigError(
+                        f'config.stages has {name!r}, which builds on {needed!r}: add it to '
+                        'config.stages (what is already there is reused).'
+                    )
+            if stage.ACROSS:
+                inputs |= {f'{run.name}/{needed}': a for needed, a in found.items()}
+                if run is not runs[-1]:
+                    continue
+            else:
+                inputs = found
+            fingerprint = configs.fingerprint(
+                *(name, stage.VERSION, stage.settings(run.config)),
+                common.load_data(run.config).digest(stage.SEES),
+                {k: v.fingerprint for k, v in inputs.items()},
+            )
+            made[run.name][name] = artefact = store.find(name, fingerprint)
+            task = tasks.setdefault((name, fingerprint), Task(name, artefact, inputs, []))
+            task.runs.extend(runs if stage.ACROSS else [run])
+    return list(tasks.values())
+
+
+def perform(task: Task, devices: parallel.Devices, repro: dict) -> None:
+    """Makes one artefact, unless it is there; goes on with one that was interrupted."""
+    if task.artefact.done is not None:
+        return
+    with artefacts.lock(task.artefact.folder):
+        if task.artefact.done is not None:
+            return  # another process made it in the meantime
+        run = task.runs[0]
+        started = time.monotonic()
+        facts = STAGES[task.stage].run(
+            common.Context(
+                config=run.config,
+                data=common.load_data(run.config),
+                devices=devices,
+                artefact=task.artefact,
+                inputs=task.inputs,
+                what=f'{task.stage} {name_of(task)}'.strip(),
+                runs=task.runs,
+                repro=repro,
+            )
+        )
+        seconds = round(time.monotonic() - started, 2)
+        task.artefact.finish(seconds=seconds, **(facts or {}))
+    folder = task.artefact.folder
+    for checkpoints in (*folder.glob('checkpoints'), *folder.glob('*/checkpoints')):
+        checkpoints.rmtree()
+
+
+def publish(task: Task, folder: epath.Path) -> None:
+    """Copies what people look for into the workdir, and prints the report's table."""
+    stage = STAGES[task.stage]
+    for name in stage.PUBLISHED:
+        artefacts.write(folder / name, (task.artefact / name).read_bytes())
+    if stage.PUBLISHED:
+        stage.show(task.artefact, task.runs[0].config)
+        console.say(f'report: {folder / "report.html"}')
+
+
+def name_of(task: Task) -> str:
+    """Who a task is for, as short as it can be said: '' for all, an arm, or arm/seed."""
+    arms = dict.fromkeys(run.arm for run in task.runs)
+    seeds = {run.seed for run in task.runs}
+    return f'{"+".join(arms)}/{next(iter(seeds))}' if len(seeds) == 1 else '+'.join(arms)
+
+
+def table(tasks: Sequence[Task], wanted: Sequence[str], store: Store) -> str:
+    """What is reused, resumed and to be done, and about how long that took when it last ran."""
+    lines = [f'{"stage":<16} {"reused":>7} {"resumed":>8} {"to do":>6}   about']
+    for stage in dict.fromkeys(t.stage for t in tasks):
+        states = [t.state for t in tasks if t.stage == stage]
+        todo = len(states) - states.count('reused')
+        if stage not in wanted:
+            about = 'not asked for'
+        elif not todo:
+            about = '-'
+        else:
+            seconds = store.seconds(stage)
+            about = 'not known yet' if seconds is None else f'{todo * seconds:.0f} s'
+        counts = (states.count(s) for s in ('reused', 'resumed', 'to do'))
+        lines.append('{:<16} {:>7} {:>8} {:>6}   {}'.format(stage, *counts, about))
+    return '\n'.join(lines)
+
+
+def check_format(folder: epath.Path) -> None:
+    """Raises UserError if another version of jaxood laid out this workdir; signs a new one."""
+    path = folder / 'format.json'
+    if path.exists():
+        found = json.loads(path.read_text())['format']
+        if found != configs.FORMAT:
+            raise UserError(
+                f'{folder} was written in workdir format {found}, this jaxood reads format '
+                f'{configs.FORMAT}. Choose another --workdir, or the jaxood version that wrote it.'
+            )
+    elif (folder / 'runs.json').exists():
+        raise UserError(f'{folder} has a runs.json but no format.json: not a workdir of jaxood.')
+    else:
+        artefacts.write(path, json.dumps({'format': configs.FORMAT}) + '\n')
+
+
+def write_records(folder: epath.Path, config, tasks: Sequence[Task], devices) -> dict:
+    """Writes config.json, runs.json ((arm, seed, stage) -> folder) and repro.json, and returns that."""
+    index: dict[str, dict] = {}
+    for task in tasks:
+        place = os.path.relpath(task.artefact.folder, folder)
+        for run in task.runs:
+            index.setdefault(run.arm, {}).setdefault(str(run.seed), {})[task.stage] = place
+    artefacts.write(folder / 'runs.json', json.dumps(index, indent=2) + '\n')
+    resolved = configs.plain(config.copy_and_resolve_references())
+    artefacts.write(folder / 'config.json', json.dumps(resolved, indent=2) + '\n')
+    datasets = {
+        run.arm: common.load_data(run.config).digest('all') for t in tasks for run in t.runs
+    }
+    repro = {
+        'versions': {p: version_of(p) for p in PACKAGES} | {'python': platform.python_version()},
+        'source': {'git': git_revision()},
+        'devices': {'mode': devices.mode} | {str(d.id): str(d) for d in devices.mesh.devices.flat},
+        'data': datasets,
+    }
+    artefacts.write(folder / 'repro.json', json.dumps(repro, indent=2) + '\n')
+    return repro
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout that runs, with '+' if it has changes; None outside of git."""
+    here = os.path.dirname(__file__)
+    command = ['git', '-C', here, 'describe', '--always', '--abbrev=12', '--dirty=+']
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between processes, unless the environment says where already."""
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/jaxood/xla'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)

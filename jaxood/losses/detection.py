@@ -1,0 +1,47 @@
+"""What detectors are trained with: float32[B, C] logits -> float32[B], natural logarithms.
+
+p = softmax(z), U = the uniform distribution over the C classes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log p_y. `labels` int32[B]."""
+    log_p = _log_softmax(logits)
+    return -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+
+
+def outlier_exposure(logits: jax.Array) -> jax.Array:
+    """Cross-entropy of the uniform target: log Σ_c e^{z_c} - (1/C) Σ_c z_c >= log C.
+
+    Hendrycks et al. 2019 (arXiv:1812.04606), Sec. 3, and its official code. Gradient p - 1/C.
+    """
+    return -jnp.mean(_log_softmax(logits), axis=-1)
+
+
+def kl_uniform_p(logits: jax.Array) -> jax.Array:
+    """KL(U ‖ p) = `outlier_exposure` - log C. Zero iff all logits are equal. Gradient p - 1/C.
+
+    Metric-mixup (arXiv:2405.00631), "KL between output and uniform": the direction is our choice,
+    the one that outlier exposure has.
+    """
+    return outlier_exposure(logits) - jnp.log(logits.shape[-1])
+
+
+def kl_p_uniform(logits: jax.Array) -> jax.Array:
+    """KL(p ‖ U) = log C - H(p), in [0, log C]. Gradient p_k (log p_k + H(p)).
+
+    The other reading of metric-mixup's abstract. Its gradient dies on confident outliers, where
+    that of `kl_uniform_p` is largest.
+    """
+    log_p = _log_softmax(logits)
+    return jnp.log(logits.shape[-1]) + jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+UNIFORMITY = {'u_p': kl_uniform_p, 'p_u': kl_p_uniform}
+
+
+def _log_softmax(logits):
+    return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)

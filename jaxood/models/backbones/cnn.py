@@ -1,0 +1,33 @@
+"""A plain small convolutional network, for judges and laptops."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxood.models.backbones.wrn import batch_norm, conv3x3
+
+
+class CNN(nn.Module):
+    """3x3 convolution, BN, ReLU for each width, all but the first with stride 2; average pooling.
+
+    Our choice. No dropout: `keys` is accepted, as by every backbone, and not used.
+
+    Attributes:
+        widths: channels of each layer; D is the last.
+    """
+
+    widths: Sequence[int] = (16, 32, 64)
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, *, train: bool, keys=None):
+        x, maps = images, []
+        for i, width in enumerate(self.widths):
+            stride = 1 if i == 0 else 2
+            x = conv3x3(width, strides=stride, dtype=self.dtype, name=f'conv{i}')(x)
+            x = nn.relu(batch_norm(train, self.dtype, self.axis_name, f'bn{i}')(x))
+            maps.append(x)
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32), tuple(maps)

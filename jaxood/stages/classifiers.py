@@ -1,0 +1,181 @@
+"""Training and running classifiers: what detectors and judges have in common."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxood import config as configs
+from jaxood import detectors, models, parallel
+from jaxood.data import augment, loader
+from jaxood.errors import ConfigError, UserError
+from jaxood.models import backbones, heads
+from jaxood.parallel import Devices
+from jaxood.rng import key_for, seed_for
+from jaxood.stages import common
+from jaxood.train import loop, state
+
+
+def build(config, num_classes: int, backbone=None, where='config.backbone', axis_name=None):
+    """The classifier that a backbone's section (`config.backbone`) and `config.head` describe."""
+    network, keywords = configs.pick(backbones.BACKBONES, backbone or config.backbone, where)
+    head, head_keywords = configs.pick(heads.HEADS, config.head, 'config.head')
+    return models.Classifier(
+        backbone=network(**keywords, dtype=common.dtype(config), axis_name=axis_name),
+        head=head(num_classes=num_classes, **head_keywords),
+    )
+
+
+def check(config, section, where: str) -> None:
+    """Raises ConfigError for a training section that cannot work."""
+    configs.pick(detectors.DETECTORS, section, where, like='detector')
+    counts = ('steps', 'batch_size', 'log_every', 'checkpoint_every')
+    configs.positive(section, where, *counts)
+    configs.positive(section, where, 'crop', minimum=0)
+    configs.build(
+        state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer', steps=section['steps']
+    )
+    configs.pick(heads.HEADS, config.head, 'config.head')
+    common.dtype(config)
+    if not np.all(np.asarray(configs.plain(config.preprocessing.std)) > 0):
+        raise ConfigError(f'config.preprocessing.std={config.preprocessing.std} must be above 0.')
+
+
+def fit(
+    context: common.Context,
+    model,
+    section,
+    where: str,
+    *,
+    purpose: tuple,
+    seed: int,
+    outliers: np.ndarray | None,
+    folder,
+    what: str,
+):
+    """Trains one classifier on the ID training images, and on outliers if the method uses them.
+
+    Args:
+        section: method name, its keywords, and `config.SECTIONS['detector']`'s own keys.
+        purpose: sets this training's randomness apart from all others under the same seed.
+        outliers: uint8[M, H, W, C], or None.
+
+    Returns:
+        (variables {'params', 'batch_stats'} as from one device, facts).
+    """
+    devices, train = context.devices, context.data.id.train
+    method, keywords = configs.pick(detectors.DETECTORS, section, where, like='detector')
+    root = key_for(seed, *purpose)
+    example = jnp.zeros((1, *train.shape))
+    variables = jax.jit(functools.partial(model.init, train=False))(key_for(root, 'init'), example)
+    optimizer, optimizer_keywords = configs.pick(
+        state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer'
+    )
+    tx = optimizer(steps=section['steps'], **optimizer_keywords)
+    start = state.create(variables['params'], tx, method.init_extra(variables), ema=False)
+    step = _step(
+        *(devices, model, section['name'], configs.freeze(keywords)),
+        (section['optimizer']['name'], configs.freeze(optimizer_keywords)),
+        *(section['steps'], section['crop'], section['flip']),
+        configs.freeze(context.config.preprocessing),
+    )
+    batch_size = section['batch_size']
+    num_outliers = 0
+    data, feed = common.feed(
+        train,
+        devices,
+        batch_size=batch_size,
+        seed=seed_for(seed, *purpose, 'batches'),
+        limit=context.config.data.device_limit,
+    )
+    if outliers is not None:
+        num_outliers = round(batch_size * section['outlier_ratio'])
+        data, feed = _with_outliers(
+            data, feed, outliers, devices, num_outliers, seed_for(seed, *purpose, 'outlier batches')
+        )
+    final, facts = loop.fit(
+        start,
+        step,
+        data,
+        feed,
+        key_for(root, 'steps'),
+        steps=section['steps'],
+        devices=devices,
+        folder=folder,
+        what=what,
+        images_per_step=batch_size + num_outliers,
+        log_every=section['log_every'],
+        checkpoint_every=section['checkpoint_every'],
+    )
+    return {'params': final.params, **final.extra}, facts
+
+
+def outputs(context: common.Context, model, variables, examples) -> dict[str, np.ndarray]:
+    """Logits and features of a whole set in order: {'logits': [N, K], 'features': [N, D]}."""
+    parts = list(stream_outputs(context, model, variables, examples))
+    return {k: np.concatenate([p[k] for p in parts]) for k in ('logits', 'features')}
+
+
+def stream_outputs(context, model, variables, examples) -> Iterator[dict[str, np.ndarray]]:
+    """`outputs` chunk by chunk, in constant memory."""
+    devices = context.devices
+    forward = _forward(devices, model, configs.freeze(context.config.preprocessing))
+    size = context.num_rows()
+    chunks = ((images, len(rows)) for images, rows in loader.chunks(examples, size))
+    yield from parallel.map_rows(devices, forward, devices.replicate(variables), chunks)
+
+
+@functools.cache
+def _forward(devices: Devices, model, preprocessing):
+    standard = dict(preprocessing)
+
+    def forward(variables, images):
+        x = augment.standardise(images, **standard)
+        out = model.apply(variables, x, train=False)
+        return {k: out[k].astype(jnp.float32) for k in ('logits', 'features')}
+
+    return devices.compile_rows(forward)
+
+
+@functools.cache
+def _step(devices, model, method, keywords, optimizer, steps, crop, flip, preprocessing):
+    """The compiled training step. Memoised: arms and seeds that train alike compile once."""
+    loss_fn = functools.partial(detectors.DETECTORS[method].loss_fn, model=model, **dict(keywords))
+    name, optimizer_keywords = optimizer
+    tx = state.OPTIMIZERS[name](steps=steps, **dict(optimizer_keywords))
+
+    def prepare(images, keys):
+        """uint8 rows, augmented by their own keys and standardised."""
+        keys = jax.vmap(lambda key: jax.random.split(key))(keys)
+        if crop:
+            images = augment.random_crop(images, keys[:, 0], pad=crop)
+        if flip:
+            images = augment.random_flip(images, keys[:, 1])
+        return augment.standardise(images, **dict(preprocessing))
+
+    def loss(params, extra, data, batch, key, step):
+        batch = common.rows(data, batch)
+        if data is not None and 'outlier_image' in data:
+            batch |= {'outlier_image': data['outlier_image'][batch['outlier_index']]}
+        return loss_fn(params, extra, batch, key, step=step, prepare=prepare)
+
+    return devices.compile_step(functools.partial(loop.train_step, loss_fn=loss, tx=tx))
+
+
+def _with_outliers(data, feed, outliers, devices, number, seed):
+    """Adds `number` rows of the outliers, in an order of their own, to each batch."""
+    if number > len(outliers):
+        raise UserError(
+            f'a batch takes {number} outliers, but there are only {len(outliers)}. Raise '
+            'config.outliers.count or lower config.detector.outlier_ratio.'
+        )
+    resident = devices.replicate({'outlier_image': outliers})
+
+    def both(n):
+        for m, batch in enumerate(feed(n), start=n):
+            index = loader.rows_of(m, size=len(outliers), batch_size=number, seed=seed)
+            yield batch | {'outlier_index': index.astype(np.int32)}
+
+    return (data or {}) | resident, both

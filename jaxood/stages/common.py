@@ -1,0 +1,171 @@
+"""What several stages need: the data in its roles, networks built from the config, batches."""
+
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxood import config as configs
+from jaxood import data as sources
+from jaxood.artefacts import Artefact
+from jaxood.data import loader
+from jaxood.data import roles as splits
+from jaxood.errors import ConfigError, blame, unknown
+from jaxood.parallel import Devices
+from jaxood.rng import seed_for
+
+HELD_OUT = 'held_out'  # the near-OOD set of classes left out of the ID set
+LAYOUT = ('log_every', 'checkpoint_every')  # keys that no result depends on
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The run's images in their roles. `ood` holds the test sets; `groups` says near or far."""
+
+    id: splits.Roles
+    ood: dict[str, Any]
+    groups: dict[str, str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.id.train.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.id.train.shape
+
+    def digest(self, which: str) -> str:
+        """Hash of the contents that a stage sees: 'id', or 'all' with the OOD test sets."""
+        parts = [self.id.train.digest, self.id.validation.digest]
+        if which == 'all':
+            parts += [self.id.test.digest, *(f'{k}:{v.digest}' for k, v in self.ood.items())]
+        return configs.fingerprint(*parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What `run` of a stage gets: its settings, its own folder, what it builds on."""
+
+    config: Any
+    data: Data
+    devices: Devices
+    artefact: Artefact
+    inputs: Mapping[str, Artefact]
+    what: str  # for the progress line
+    runs: Sequence[configs.Run]  # those that share the artefact
+    repro: Mapping[str, Any]  # versions, devices, hashes, for the report
+
+    def num_rows(self) -> int:
+        """Rows of one inference call, a multiple of the number of devices."""
+        return self.devices.batch_size(self.config.parallel.inference_batch)
+
+
+def load_data(config) -> Data:
+    """Reads all sets of a config once a process; arms that change other sections share them."""
+    return _load_data(json.dumps(configs.plain(config.data), sort_keys=True), config.seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_data(section, seed):
+    c = configs.plain(json.loads(section))
+    every = {k: c[k] for k in ('size', 'channels') if c.get(k) is not None}
+    files = {k: c[k] for k in ('root', 'on_error', 'memory_limit') if c.get(k) is not None}
+
+    def load(section, where):
+        section = {k: v for k, v in section.items() if k != 'group'}
+        entry, keywords = configs.pick(sources.SOURCES, section, where)
+        takes = configs.keywords_of(entry)
+        common = {k: v for k, v in (every | files).items() if k in takes}
+        with blame(where):
+            return entry(**(common | keywords))
+
+    with blame('config.data'):
+        roles = splits.roles(
+            load(c['id'], 'config.data.id'),
+            validation=c['validation'],
+            test=c['test'],
+            held_out=c.get('held_out') or (),
+            held_out_validation=c.get('held_out_validation') or (),
+            seed=seed_for(seed, 'splits'),
+        )
+    ood, groups = {}, {}
+    if roles.held_out is not None:
+        ood[HELD_OUT], groups[HELD_OUT] = roles.held_out, 'near'
+    for name, section in (c.get('ood') or {}).items():
+        parts = load(section, f'config.data.ood.{name}')
+        ood[name] = parts.get('test', parts.get('all'))
+        groups[name] = section.get('group', 'far')
+        if ood[name].shape != roles.train.shape:
+            raise ConfigError(
+                f'config.data.ood.{name} has images of shape {ood[name].shape}, the ID set of '
+                f'{roles.train.shape}. Set config.data.size and config.data.channels to bring all '
+                'sets to one shape.'
+            )
+    return Data(roles, ood, groups)
+
+
+def feed(examples, devices: Devices, *, batch_size: int, seed: int, limit: int):
+    """How training reads a set: from the devices if it fits there, else as a stream of batches.
+
+    Args:
+        limit: bytes of uint8 images that may lie on each device.
+
+    Returns:
+        (data, batches). `data` is a replicated dict `image`, `label`, or None for a stream.
+        `batches(n)` iterates over host batches from number n on, without end: `index` alone, or
+        with `image` and `label`. `rows` turns either into the batch of the step.
+    """
+    if batch_size % devices.count:
+        raise ConfigError(
+            f'batch_size={batch_size} cannot be split over {devices.count} devices. Make it a '
+            'multiple, or set config.parallel.num_devices.'
+        )
+    if examples.images is None or examples.images.nbytes > limit:
+        stream = lambda n: loader.stream(examples, batch_size=batch_size, seed=seed, start=n)
+        return None, stream
+
+    labels = np.zeros(len(examples), np.int32) if examples.labels is None else examples.labels
+    data = devices.replicate({'image': examples.images, 'label': labels})
+
+    def resident(n):
+        for m in itertools.count(n):
+            index = loader.rows_of(m, size=len(examples), batch_size=batch_size, seed=seed)
+            yield {'index': index.astype(np.int32)}
+
+    return data, resident
+
+
+def rows(data, batch):
+    """Inside the step: the batch with its images and labels, whichever way they came."""
+    if data is None or 'image' in batch:
+        return batch
+    return batch | {k: data[k][batch['index']] for k in ('image', 'label')}
+
+
+def settings(config, *sections: str) -> dict:
+    """These sections as plain values, without what changes no result (logging, saving)."""
+
+    def strip(value):
+        if not isinstance(value, dict):
+            return value
+        return {k: strip(v) for k, v in value.items() if k not in LAYOUT and v is not None}
+
+    return {name: strip(configs.plain(config[name])) for name in sections}
+
+
+def check_name(table, name: str, where: str) -> None:
+    """Raises ConfigError, with the nearest name, unless the table has it."""
+    if name not in table:
+        raise ConfigError(unknown(f'{where}={name!r}', name, table))
+
+
+def dtype(config):
+    """The compute type that `config.dtype` names."""
+    check_name(DTYPES, config.dtype, 'config.dtype')
+    return DTYPES[config.dtype]

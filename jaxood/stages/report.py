@@ -1,0 +1,259 @@
+"""Puts all runs side by side: results.csv, results.json, report.html."""
+
+import io
+import json
+from collections import Counter
+
+import ml_collections
+import numpy as np
+
+from jaxood import config as configs
+from jaxood import console
+from jaxood.errors import ConfigError, unknown
+from jaxood.report import figures, page, tables
+from jaxood.stages import common, score, synthesise
+from jaxood.stages.common import Context
+
+VERSION = 1
+SEES = 'all'
+ACROSS = True  # one task for all runs
+PUBLISHED = ('results.csv', 'results.json', 'report.html')  # copied into the workdir
+
+
+def applies(config) -> bool:
+    return True
+
+
+def inputs(config) -> tuple[str, ...]:
+    made = synthesise.inputs(config) if synthesise.applies(config) else ()
+    return ('score', *score.inputs(config), *made)
+
+
+def settings(config) -> dict:
+    return common.settings(config, 'report')
+
+
+def check(config) -> None:
+    c = config.report
+    configs.positive(c, 'config.report', 'draws', minimum=10)
+    if c.score not in config.scores:
+        raise ConfigError(unknown(f'config.report.score={c.score!r}', c.score, config.scores))
+    arms = list(config.get('arms') or {'main': {}})
+    if c.arm not in arms:
+        raise ConfigError(unknown(f'config.report.arm={c.arm!r}', c.arm, arms))
+
+
+def run(context: Context) -> dict:
+    c, data = context.config.report, context.data
+    runs = context.runs
+    scored = [s for r in runs for s in load_scored(r, context.inputs, data.ood)]
+    facts = {(r.arm, r.seed): describe(r) for r in runs}
+    rows = tables.long_rows(scored, data.groups, facts)
+    summary = tables.summary(scored, data.groups, draws=c.draws)
+    arms = list(dict.fromkeys(r.arm for r in runs))
+    comparisons = {
+        arm: tables.compare(scored, data.groups, c.arm, arm, c.score, draws=c.draws)
+        for arm in arms
+        if arm != c.arm
+    }
+    verdict = tables.verdict(summary, c.score, c.arm, comparisons)
+    tables.write_results(context.artefact.folder, rows, summary | {'verdict': verdict})
+    main = next(r for r in runs if r.arm == c.arm)
+    content = page.Content(
+        title=c.title,
+        what=what_was_run(context, arms),
+        summary=summary,
+        method=c.score,
+        verdict=verdict,
+        main=c.arm,
+        comparisons=comparisons,
+        arms={r.arm: facts[r.arm, r.seed]['outliers'] for r in runs},
+        outliers=galleries(context),
+        histograms=figures.score_histograms(scored, c.score),
+        roc=figures.roc_curves(scored, c.score),
+        tsne=tsne(context, main),
+        tsne_about=f'penultimate features of {main.name}',
+        mistaken=mistaken(context, scored, main),
+        curves=curves(context),
+        costs=costs(context),
+        score_costs=tables.score_costs(scored),
+        settings=ml_collections.ConfigDict(configs.plain(context.config)).to_yaml(),
+        facts=context.repro,
+    )
+    page.write_report(context.artefact / 'report.html', content)
+    return {}
+
+
+def show(artefact, config) -> None:
+    """Prints the tables and the verdict, on standard output."""
+    summary = json.loads((artefact / 'results.json').read_text())['summary']
+    tables.print_table(summary, config.report.score)
+    print(summary['verdict'])
+
+
+def load_scored(run, inputs, names) -> list[tables.Scored]:
+    """What the score stage of one run wrote, one `Scored` a method."""
+    folder = inputs[f'{run.name}/score']
+    found = []
+    for label in run.config.scores:
+        sidecar = json.loads((folder / f'{label}.json').read_text())
+        sets = {name: _load(folder / f'{label}/{name}.npz') for name in (score.TEST, *names)}
+        found.append(
+            tables.Scored(
+                arm=run.arm,
+                seed=run.seed,
+                method=label,
+                settings=sidecar['settings'],
+                scores={k: v['score'] for k, v in sets.items()},
+                pred={k: v['pred'] for k, v in sets.items()},
+                label=sets[score.TEST]['label'],
+                fit_s=sidecar['fit_s'],
+                score_ms_per_image=sidecar['score_ms_per_image'],
+            )
+        )
+    return found
+
+
+def describe(run) -> dict[str, str]:
+    """The columns of results.csv that say what a run is."""
+    config = run.config
+    network = ' '.join(str(v) for v in configs.plain(config.backbone).values())
+    outliers = configs.plain(config.outliers)
+    made = outliers.pop('name')
+    if made != 'none':
+        details = (f'{k}={v}' for k, v in outliers.items() if k not in synthesise.LAYOUT)
+        made = f'{made} ({", ".join(details)}, filter {config.filter.name})'
+    return {
+        'run_id': run.name,
+        'id_dataset': config.data.id.name,
+        'backbone': network,
+        'training': config.detector.name,
+        'outliers': made,
+    }
+
+
+def what_was_run(context: Context, arms) -> str:
+    """The page's first paragraph."""
+    data, config = context.data, context.config
+    seeds = len({run.seed for run in context.runs})
+    names = ', '.join(data.id.train.class_names)
+    text = (
+        f'Trained on {len(data.id.train)} images of {config.data.id.name}, {data.num_classes} '
+        f'classes ({names}), {data.shape[0]} x {data.shape[1]} pixels; {len(arms)} arms, each with '
+        f'{seeds} training seed{"s" if seeds > 1 else ""}. Tested on {len(data.id.test)} ID images '
+        'and ' + ', '.join(f'{len(v)} of {k} ({data.groups[k]}-OOD)' for k, v in data.ood.items())
+    )
+    shared = (
+        'the diffusion model, its outliers and the judges are made once and shared by all seeds'
+    )
+    return f'{text}. Seeds repeat the training of the detectors; {shared}.'
+
+
+def galleries(context: Context) -> dict[str, page.Outliers]:
+    """Kept and rejected candidates of each arm that has outliers."""
+    found = {}
+    for run in _first_runs(context):
+        folder = context.inputs.get(f'{run.name}/synthesise')
+        if folder is None:
+            continue
+        index = [json.loads(line) for line in (folder / 'index.jsonl').read_text().splitlines()]
+        count = context.config.report.gallery
+        filtered = run.config.filter.name != 'none'
+        found[run.arm] = page.Outliers(
+            about=describe(run)['outliers'],
+            num_candidates=len(index) if filtered else None,
+            num_kept=sum(row['kept'] for row in index) if filtered else None,
+            reasons=Counter(_reason(row) for row in index if not row['kept']),
+            kept=figures.gallery(_load(folder / 'outliers.npz')['images'][:count], 16),
+            rejected=figures.gallery(_load(folder / 'rejected.npz')['images'][: count // 2], 16),
+        )
+    return found
+
+
+def tsne(context: Context, run):
+    """A map of test, OOD and outlier features of one detector."""
+    if not context.config.report.tsne:
+        return figures.Markup()
+    features = _load(context.inputs[f'{run.name}/score'] / 'features.npz')
+    named = {'ID test' if k == score.TEST else k: v for k, v in features.items()}
+    return figures.tsne_figure(figures.tsne(named))
+
+
+def mistaken(context: Context, scored, run) -> dict:
+    """The ID images that look most outlying to one detector, the OOD images that look least so."""
+    data, method = context.data, context.config.report.score
+    s = next(s for s in scored if (s.arm, s.seed, s.method) == (run.arm, run.seed, method))
+    names = data.id.train.class_names
+    look = lambda examples: _Images(examples)
+    test = data.id.test
+    found = {
+        f'ID images with the highest scores ({run.name})': figures.mistaken(
+            *(look(test), s.scores[score.TEST], s.pred[score.TEST]),
+            highest=True,
+            label=test.labels,
+            class_names=names,
+        )
+    }
+    for name, examples in data.ood.items():
+        found[f'{name} with the lowest scores ({run.name})'] = figures.mistaken(
+            look(examples), s.scores[name], s.pred[name], highest=False, class_names=names
+        )
+    return found
+
+
+def curves(context: Context):
+    """Loss by step of the generator and of each arm's first detector."""
+    panels: dict[str, dict] = {}
+    for run in _first_runs(context):
+        for stage in ('train_diffusion', 'train_detector'):
+            folder = context.inputs.get(f'{run.name}/{stage}')
+            if folder is not None:
+                line = 'diffusion model' if stage == 'train_diffusion' else run.arm
+                panels.setdefault(stage, {})[line] = console.read_log(folder / 'log.jsonl')
+    return figures.learning_curves(panels, arms=[run.arm for run in _first_runs(context)])
+
+
+def costs(context: Context) -> list[dict]:
+    """Seconds and images/s of everything this run stands on, as measured when it was made."""
+    rows, seen = [], set()
+    for name, artefact in context.inputs.items():
+        facts = artefact.done or {}
+        if artefact.fingerprint in seen or 'seconds' not in facts:
+            continue
+        seen.add(artefact.fingerprint)
+        arm, seed, stage = name.rsplit('/', 2)
+        rows.append(
+            {
+                'stage': stage,
+                'what': f'{arm}/{seed}',
+                'seconds': facts['seconds'],
+                'images_per_s': facts.get('images_per_s'),
+            }
+        )
+    return sorted(rows, key=lambda row: ORDER.index(row['stage']))
+
+
+ORDER = ('train_diffusion', 'train_judges', 'synthesise', 'train_detector', 'score')
+
+
+class _Images:
+    """images[i] of an `Examples`, read when asked for."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __getitem__(self, i):
+        return self.examples.take(np.array([i]))[0]
+
+
+def _first_runs(context: Context):
+    return list({run.arm: run for run in reversed(context.runs)}.values())[::-1]
+
+
+def _reason(row) -> str:
+    return 'judges are as sure of a class as of ID images' if 'why' in row else ''
+
+
+def _load(path) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as f:
+        return dict(f)

@@ -1,0 +1,239 @@
+"""Invents outliers, in shards, and lets the judges reject those that leak ID content.
+
+Candidate i is made from (seed, i) alone, and the first `outliers.count` that pass are kept, so
+neither shard nor batch size, devices or a restart change which images come out.
+"""
+
+import io
+import itertools
+import json
+import shutil
+import time
+
+import jax
+import numpy as np
+
+from jaxood import artefacts, console, diffusion, parallel
+from jaxood import config as configs
+from jaxood.data import Examples, augment
+from jaxood.diffusion import samplers
+from jaxood.errors import ConfigError, UserError, blame
+from jaxood.rng import key_for
+from jaxood.stages import classifiers, common, train_diffusion, train_judges
+from jaxood.stages.common import Context
+from jaxood.synthesis import STRATEGIES
+from jaxood.synthesis import filter as leaks
+from jaxood.synthesis.generator import generator
+from jaxood.train import checkpoint
+
+VERSION = 1
+SEES = 'id'
+ACROSS = False
+PUBLISHED = ()
+LAYOUT = ('shard_size', 'max_candidates')  # of config.outliers: change no result
+REJECTED_KEPT = 256  # rejected candidates that are kept for the report
+
+
+def applies(config) -> bool:
+    return config.outliers.name != 'none'
+
+
+def inputs(config) -> tuple[str, ...]:
+    needs = ('train_diffusion',) if train_diffusion.applies(config) else ()
+    return (*needs, 'train_judges') if train_judges.applies(config) else needs
+
+
+def settings(config) -> dict:
+    outliers = configs.plain(config.outliers)
+    for key in LAYOUT:
+        del outliers[key]
+    used = common.settings(config, 'seed', 'dtype') | {'outliers': outliers}
+    if train_diffusion.applies(config):
+        used |= common.settings(config, 'sampler')
+    if train_judges.applies(config):
+        used |= {'quantile': config.filter.quantile}
+    return used
+
+
+def check(config) -> None:
+    c = config.outliers
+    configs.positive(c, 'config.outliers', 'count', 'max_candidates', 'shard_size')
+    configs.pick(STRATEGIES, c, 'config.outliers')
+    if train_judges.applies(config):
+        configs.within(config.filter, 'config.filter', 'quantile', 0.0, 1.0)
+    if not train_diffusion.applies(config):
+        return
+    configs.pick(diffusion.SAMPLERS, config.sampler, 'config.sampler')
+    guidance, label_dropout = config.sampler.guidance, config.diffusion.label_dropout
+    if guidance != 0.0 and label_dropout == 0.0:
+        raise ConfigError(
+            f'config.sampler.guidance={guidance} needs an unconditional branch, but '
+            f'config.diffusion.label_dropout={label_dropout} trains none. Set label_dropout above '
+            '0 (0.1 is usual), or guidance=0.0.'
+        )
+    with blame('config.sampler'):
+        samplers.strided(config.diffusion.schedule.num_steps, config.sampler.steps)
+
+
+def run(context: Context) -> dict:
+    c, data = context.config.outliers, context.data
+    judges = Judges(context) if train_judges.applies(context.config) else None
+    progress = console.Progress(context.what, c.count)
+    kept, rejected, index, made, speed = [], [], [], 0, {}
+    for numbers, images, facts, speed in shards(context, judges):
+        passes = judges.passes(facts['uncertainty']) if judges else np.ones(len(images), bool)
+        chosen = np.flatnonzero(passes)[: c.count - made]
+        last = chosen[-1] if made + len(chosen) == c.count else len(images) - 1
+        for row in range(last + 1):
+            outlier = made + int(np.searchsorted(chosen, row)) if passes[row] else None
+            index.append(entry(int(numbers[row]), outlier, row, facts, data, judges))
+        kept.append(images[chosen])
+        rejected.append(images[: last + 1][~passes[: last + 1]])
+        made += len(chosen)
+        progress.update(made, candidates=int(numbers[last]) + 1, **speed)
+        if made == c.count:
+            break
+        if numbers[-1] + 1 >= c.max_candidates:
+            raise UserError(_too_few(context.config, made, int(numbers[-1]) + 1))
+    lines = ''.join(json.dumps(row) + '\n' for row in index)
+    artefacts.write(context.artefact / 'index.jsonl', lines)
+    rejected = np.concatenate(rejected)[:REJECTED_KEPT]
+    artefacts.write(context.artefact / 'rejected.npz', _npz(images=rejected))
+    artefacts.write(context.artefact / 'outliers.npz', _npz(images=np.concatenate(kept)))
+    shutil.rmtree(context.artefact / 'shards')
+    rate = {'acceptance': round(made / len(index), 5)}
+    progress.close(candidates=len(index), **rate, **speed)
+    return {'candidates': len(index), **rate, **speed}
+
+
+def shards(context: Context, judges):
+    """Candidates without end, shard by shard: (numbers, images uint8, facts, speed so far).
+
+    A shard that is there from before a restart is read; `facts` holds what the strategy tells of
+    each candidate and the judges' uncertainty. The speed leaves out the first shard, which compiles.
+    """
+    config, devices = context.config, context.devices
+    rows, shared = renderer(context)
+    render = _compiled(devices, rows)
+    shared = devices.replicate(shared)
+    size, times = context.num_rows(), []
+    for start in itertools.count(0, config.outliers.shard_size):
+        numbers = np.arange(start, start + config.outliers.shard_size, dtype=np.int32)
+        path = context.artefact / f'shards/{start:09d}.npz'
+        if path.exists():
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as f:
+                facts = dict(f)
+        else:
+            started = time.monotonic()
+            chunks = (
+                parallel.pad_rows(numbers[at : at + size], size)
+                for at in range(0, len(numbers), size)
+            )
+            parts = list(parallel.map_rows(devices, render, shared, chunks))
+            facts = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+            if judges is not None:
+                facts['uncertainty'] = judges.uncertainty(facts['image'])
+            times.append(time.monotonic() - started)
+            artefacts.write(path, _npz(**facts))
+        steady = times[1:]
+        speed = (
+            {'images_per_s': round(len(numbers) * len(steady) / sum(steady), 1)} if steady else {}
+        )
+        yield numbers, facts.pop('image'), facts, speed
+
+
+def renderer(context: Context):
+    """(rows, shared): `rows(shared, index)` makes candidates `index` int32[B], before rounding."""
+    config, data = context.config, context.data
+    strategy, keywords = configs.pick(STRATEGIES, config.outliers, 'config.outliers')
+    offers = {'shape': lambda: data.shape, 'num_classes': lambda: data.num_classes}
+    shared = {'key': key_for(config.seed, 'outliers')}
+    if 'generate' in strategy.needs:
+        offers['generate'] = lambda: _generate(config, data.num_classes)
+        weights = checkpoint.load_weights(context.inputs['train_diffusion'] / 'weights')
+        shared |= {'params': weights['params'], 'guidance': np.float32(config.sampler.guidance)}
+    with blame('config.outliers'):
+        make = strategy.build(**{k: offers[k]() for k in strategy.needs}, **keywords)
+    return lambda shared, index: make(shared, index, shared['key']), shared
+
+
+def _generate(config, num_classes):
+    sampler, options = configs.pick(diffusion.SAMPLERS, config.sampler, 'config.sampler')
+    schedule = configs.build(
+        diffusion.SCHEDULES, config.diffusion.schedule, 'config.diffusion.schedule'
+    )
+    return generator(
+        train_diffusion.build(config, num_classes),
+        alpha_bar=schedule,
+        timesteps=samplers.strided(len(schedule) - 1, config.sampler.steps),
+        prediction=diffusion.PREDICTIONS[config.diffusion.prediction],
+        sampler=sampler,
+        guided=config.sampler.guidance != 0.0,
+        **options,
+    )
+
+
+def _compiled(devices, rows):
+    def render(shared, index):
+        made = rows(shared, index)
+        return made | {'image': augment.from_unit(made['image'])}
+
+    return devices.compile_rows(render)
+
+
+class Judges:
+    """The ensemble, ready to judge uint8 images, and the uncertainty that a candidate must exceed."""
+
+    def __init__(self, context: Context):
+        folder = context.inputs['train_judges']
+        self.context = context
+        weights = checkpoint.load_weights(folder / 'weights')
+        count = context.config.filter.count
+        self.members = [jax.tree.map(lambda x, j=j: x[j], weights) for j in range(count)]
+        axis_name = context.devices.axis_name
+        self.model = train_judges.build(context.config, context.data.num_classes, axis_name)
+        id_uncertainty = np.load(io.BytesIO((folder / 'id_uncertainty.npy').read_bytes()))
+        quantile = context.config.filter.quantile
+        self.threshold = leaks.threshold(id_uncertainty, quantile=quantile)
+
+    def uncertainty(self, images):
+        examples = Examples.of_arrays(images)
+        logits = [
+            classifiers.outputs(self.context, self.model, member, examples)['logits']
+            for member in self.members
+        ]
+        return np.asarray(leaks.uncertainty(np.stack(logits)))
+
+    def passes(self, uncertainty):
+        return uncertainty > self.threshold
+
+
+def entry(number, outlier, row, facts, data, judges) -> dict:
+    """One line of index.jsonl: the candidate's number, what it is made of, kept or why not."""
+    line = {'candidate': number, 'kept': outlier is not None, 'outlier': outlier}
+    for name, values in facts.items():
+        value = values[row].item()
+        line[name] = round(value, 6) if isinstance(value, float) else value
+        if name in ('first', 'second'):
+            line[f'{name}_class'] = data.id.train.class_names[value]
+    if outlier is None:
+        line['why'] = (
+            f'judges are {np.exp(-line["uncertainty"]):.4f} sure of a class; of '
+            f'ID images too, only those below {np.exp(-judges.threshold):.4f} pass'
+        )
+    return line
+
+
+def _too_few(config, made, number) -> str:
+    return (
+        f'only {made} of {number} candidates passed the leak filter, and config.outliers.count asks '
+        f'for {config.outliers.count}. Raise config.filter.quantile (now {config.filter.quantile}) or '
+        'config.outliers.max_candidates, lower config.outliers.count, or make candidates that look '
+        'less like ID images (config.outliers, config.sampler); --config.filter.name=none keeps all.'
+    )
+
+
+def _npz(**arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()

@@ -1,0 +1,85 @@
+"""Trains a detector: a classifier of the ID classes, by one of the methods in `detectors`."""
+
+import io
+
+import numpy as np
+
+from jaxood import config as configs
+from jaxood import detectors
+from jaxood.errors import ConfigError
+from jaxood.models import backbones
+from jaxood.stages import classifiers, common
+from jaxood.stages.common import Context
+from jaxood.train import checkpoint
+
+VERSION = 1
+SEES = 'id'
+ACROSS = False
+PUBLISHED = ()
+
+
+def applies(config) -> bool:
+    return True
+
+
+def inputs(config) -> tuple[str, ...]:
+    return ('synthesise',) if uses_outliers(config) else ()
+
+
+def uses_outliers(config) -> bool:
+    return config.outliers.name != 'none'
+
+
+def settings(config) -> dict:
+    return common.settings(
+        config, 'seeds', 'dtype', 'preprocessing', 'backbone', 'head', 'detector'
+    )
+
+
+def check(config) -> None:
+    c, where = config.detector, 'config.detector'
+    classifiers.check(config, c, where)
+    configs.pick(backbones.BACKBONES, config.backbone, 'config.backbone')
+    reads = detectors.DETECTORS[c.name].uses_outliers
+    if reads and not uses_outliers(config):
+        raise ConfigError(
+            f"{where}.name={c.name!r} trains on outliers, but config.outliers.name='none' makes "
+            "none. Name a strategy there, or set config.detector.name='plain'."
+        )
+    if uses_outliers(config) and not reads:
+        raise ConfigError(
+            f'config.outliers.name={config.outliers.name!r} makes outliers that {where}.name='
+            f"{c.name!r} does not look at. Set config.outliers.name='none', or a method that reads "
+            'them, such as oe.'
+        )
+    if reads:
+        configs.positive(c, where, 'outlier_ratio', minimum=1 / c.batch_size)
+
+
+def build(context: Context):
+    """The detector's network, as `run` trains it and `score` loads it."""
+    return classifiers.build(
+        context.config, context.data.num_classes, axis_name=context.devices.axis_name
+    )
+
+
+def run(context: Context) -> dict:
+    config = context.config
+    outliers = None
+    if uses_outliers(config):
+        stored = (context.inputs['synthesise'] / 'outliers.npz').read_bytes()
+        with np.load(io.BytesIO(stored), allow_pickle=False) as f:
+            outliers = f['images']
+    variables, facts = classifiers.fit(
+        context,
+        build(context),
+        config.detector,
+        'config.detector',
+        purpose=('detector',),
+        seed=config.seeds[0],
+        outliers=outliers,
+        folder=context.artefact.folder,
+        what=context.what,
+    )
+    checkpoint.save_weights(context.artefact / 'weights', variables)
+    return facts

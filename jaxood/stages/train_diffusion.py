@@ -1,0 +1,119 @@
+"""Trains the class-conditional diffusion model on the ID training images."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxood import config as configs
+from jaxood import diffusion
+from jaxood.data import augment
+from jaxood.diffusion import process
+from jaxood.models.denoisers import DENOISERS
+from jaxood.rng import key_each, key_for, seed_for
+from jaxood.stages import common
+from jaxood.stages.common import Context
+from jaxood.synthesis import STRATEGIES
+from jaxood.train import checkpoint, loop, state
+
+VERSION = 1
+SEES = 'id'
+ACROSS = False
+PUBLISHED = ()
+
+
+def applies(config) -> bool:
+    strategy = STRATEGIES.get(config.outliers.name)
+    return strategy is not None and 'generate' in strategy.needs
+
+
+def inputs(config) -> tuple[str, ...]:
+    return ()
+
+
+def settings(config) -> dict:
+    return common.settings(config, 'seed', 'dtype', 'generator', 'diffusion')
+
+
+def check(config) -> None:
+    c, where = config.diffusion, 'config.diffusion'
+    configs.positive(c, where, 'steps', 'batch_size', 'log_every', 'checkpoint_every')
+    configs.within(c, where, 'label_dropout', 0.0, 1.0)
+    configs.within(c, where, 'ema_decay', 0.0, 1.0)
+    configs.pick(DENOISERS, config.generator, 'config.generator')
+    common.check_name(diffusion.PREDICTIONS, c.prediction, f'{where}.prediction')
+    configs.build(diffusion.SCHEDULES, c.schedule, f'{where}.schedule')
+    configs.build(state.OPTIMIZERS, c.optimizer, f'{where}.optimizer', steps=c.steps)
+    common.dtype(config)
+
+
+def build(config, num_classes: int):
+    """The network that `config.generator` describes."""
+    network, keywords = configs.pick(DENOISERS, config.generator, 'config.generator')
+    return network(num_classes=num_classes, dtype=common.dtype(config), **keywords)
+
+
+def run(context: Context) -> dict:
+    config, devices, train = context.config, context.devices, context.data.id.train
+    c = config.diffusion
+    model = build(config, context.data.num_classes)
+    root = key_for(config.seed, 'diffusion')
+    params = _init(model, root, train.shape)
+    _, optimizer = configs.pick(state.OPTIMIZERS, c.optimizer, 'config.diffusion.optimizer')
+    tx = state.OPTIMIZERS[c.optimizer.name](steps=c.steps, **optimizer)
+    loss = functools.partial(
+        loss_fn,
+        model=model,
+        alpha_bar=configs.build(diffusion.SCHEDULES, c.schedule, 'config.diffusion.schedule'),
+        prediction=diffusion.PREDICTIONS[c.prediction],
+        label_dropout=c.label_dropout,
+        flip=c.flip,
+    )
+    step = functools.partial(loop.train_step, loss_fn=loss, tx=tx, ema_limit=c.ema_decay)
+    data, feed = common.feed(
+        train,
+        devices,
+        batch_size=c.batch_size,
+        seed=seed_for(config.seed, 'diffusion', 'batches'),
+        limit=config.data.device_limit,
+    )
+    final, facts = loop.fit(
+        state.create(params, tx, {}, ema=True),
+        devices.compile_step(step),
+        data,
+        feed,
+        key_for(root, 'steps'),
+        steps=c.steps,
+        devices=devices,
+        folder=context.artefact.folder,
+        what=context.what,
+        images_per_step=c.batch_size,
+        log_every=c.log_every,
+        checkpoint_every=c.checkpoint_every,
+    )
+    checkpoint.save_weights(context.artefact / 'weights', {'params': final.ema})
+    return facts
+
+
+def loss_fn(
+    params, extra, data, batch, key, step, *, model, alpha_bar, prediction, label_dropout, flip
+):
+    """The denoising loss of one batch; every row draws from (key, its index)."""
+    batch = common.rows(data, batch)
+    keys = lambda purpose: key_each(key_for(key, purpose), batch['index'])
+    images = augment.random_flip(batch['image'], keys('flip')) if flip else batch['image']
+    x_0 = augment.to_unit(images)
+    condition = jax.nn.one_hot(batch['label'], model.num_classes + 1)
+    condition = process.drop_condition(condition, keys('drop'), label_dropout)
+    t, eps = process.draw_noise(keys('noise'), x_0.shape[1:], len(alpha_bar) - 1)
+    dropout = keys('dropout')
+    network = lambda x, t: model.apply({'params': params}, x, t, condition, keys=dropout)
+    loss = process.loss(network, x_0, t, eps, alpha_bar=alpha_bar, prediction=prediction)
+    loss = jnp.mean(loss)
+    return loss, (extra, {'loss': loss})
+
+
+def _init(model, root, shape):
+    x, t = jnp.zeros((1, *shape)), jnp.ones(1, jnp.int32)
+    condition = jnp.zeros((1, model.num_classes + 1))
+    return jax.jit(model.init)(key_for(root, 'init'), x, t, condition)['params']

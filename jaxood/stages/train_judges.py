@@ -1,0 +1,76 @@
+"""Trains the judges of the leak filter: classifiers that see the ID images alone."""
+
+import jax
+import numpy as np
+
+from jaxood import config as configs
+from jaxood.models import backbones
+from jaxood.stages import classifiers, common
+from jaxood.stages.common import Context
+from jaxood.synthesis import filter as leaks
+from jaxood.train import checkpoint
+
+VERSION = 1
+SEES = 'id'
+ACROSS = False
+PUBLISHED = ()
+
+
+def applies(config) -> bool:
+    return config.outliers.name != 'none' and config.filter.name != 'none'
+
+
+def inputs(config) -> tuple[str, ...]:
+    return ()
+
+
+def settings(config) -> dict:
+    judges = configs.plain(config.filter)
+    del judges['quantile']  # which candidates pass is the next stage's business
+    return common.settings(config, 'seed', 'dtype', 'preprocessing', 'head') | {'filter': judges}
+
+
+def check(config) -> None:
+    c, where = config.filter, 'config.filter'
+    common.check_name(leaks.FILTERS, c.name, f'{where}.name')
+    configs.positive(c, where, 'count')
+    configs.pick(backbones.BACKBONES, c.backbone, f'{where}.backbone')
+    classifiers.check(config, c.training, f'{where}.training')
+
+
+def run(context: Context) -> dict:
+    config, data = context.config, context.data
+    c = config.filter
+    model = build(config, data.num_classes, context.devices.axis_name)
+    members, accuracies = [], []
+    for j in range(c.count):
+        variables, _ = classifiers.fit(
+            context,
+            model,
+            c.training,
+            'config.filter.training',
+            purpose=('judges', j),
+            seed=config.seed,
+            outliers=None,
+            folder=context.artefact / f'judge_{j}',
+            what=f'{context.what} {j + 1}/{c.count}',
+        )
+        members.append(variables)
+    judges = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+    checkpoint.save_weights(context.artefact / 'weights', judges)
+    logits = np.stack(
+        [
+            classifiers.outputs(context, model, member, data.id.validation)['logits']
+            for member in members
+        ]
+    )
+    uncertainty = np.asarray(leaks.uncertainty(logits))
+    np.save(context.artefact / 'id_uncertainty.npy', uncertainty)
+    accuracies = (logits.argmax(-1) == data.id.validation.labels).mean(axis=1)
+    return {'validation_accuracy': [round(float(a), 5) for a in accuracies]}
+
+
+def build(config, num_classes: int, axis_name=None):
+    """The judges' network."""
+    where = 'config.filter.backbone'
+    return classifiers.build(config, num_classes, config.filter.backbone, where, axis_name)
