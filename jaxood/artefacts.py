@@ -7,11 +7,13 @@ does, which is written last; until then the folder holds checkpoints or shards a
 """
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from jaxood.errors import UserError
@@ -75,6 +77,19 @@ def write(path: epath.Path, content: str | bytes) -> None:
         f.flush()
         os.fsync(f.fileno())
     os.replace(part, path)
+
+
+def save(path: epath.Path, **arrays: np.ndarray) -> None:
+    """Writes an .npz like `write` does: whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write(path, buffer.getvalue())
+
+
+def load(path: epath.Path) -> dict[str, np.ndarray]:
+    """Reads what `save` wrote."""
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 @contextlib.contextmanager

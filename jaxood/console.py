@@ -69,8 +69,10 @@ class Log:
 
 
 def read_log(path) -> list[dict[str, Any]]:
-    """The rows of a log. A step that was logged again after a restart counts once, in its last form;
-    a last line cut short by a kill is left out."""
+    """The rows of a log.
+
+    A step logged again after a restart counts once; a line cut short by a kill is left out.
+    """
     rows = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+import ml_collections
 from etils import epath
 
 from jaxood import artefacts, console, parallel
@@ -193,8 +194,41 @@ def check_format(folder: epath.Path) -> None:
         artefacts.write(path, json.dumps({'format': configs.FORMAT}) + '\n')
 
 
+def find_run(folder: epath.Path, arm: str | None, seed: int | None):
+    """A finished run of a workdir: (its config, stage -> artefact).
+
+    Args:
+        arm, seed: which; None for the report's arm and the first seed.
+
+    Raises:
+        UserError: not a workdir, no such arm or seed, or its detector is not finished.
+    """
+    for name in ('config.json', 'runs.json'):
+        if not (folder / name).exists():
+            raise UserError(
+                f'{folder} has no {name}: it is not the workdir of a run. Train one with '
+                'python -m jaxood.main first.'
+            )
+    check_format(folder)
+    config = ml_collections.ConfigDict(json.loads((folder / 'config.json').read_text()))
+    index = json.loads((folder / 'runs.json').read_text())
+    arm = config.report.arm if arm is None else arm
+    seeds = lookup(index, arm, f'{folder}: arm')
+    seed = next(iter(seeds)) if seed is None else str(seed)
+    places = lookup(seeds, seed, f'{folder}: seed')
+    made = {k: Artefact(k, os.path.basename(v), folder / v) for k, v in places.items()}
+    for stage in ('train_detector', 'score'):
+        if stage not in made or made[stage].done is None:
+            raise UserError(
+                f'{folder}: run {arm}/{seed} has no finished {stage}. Run the command that made it '
+                'again; it goes on where it was.'
+            )
+    run = next(r for r in configs.runs(config) if r.name == f'{arm}/{seed}')
+    return run.config, made
+
+
 def write_records(folder: epath.Path, config, tasks: Sequence[Task], devices) -> dict:
-    """Writes config.json, runs.json ((arm, seed, stage) -> folder) and repro.json, and returns that."""
+    """Writes config.json, runs.json ((arm, seed, stage) -> folder) and repro.json; returns that."""
     index: dict[str, dict] = {}
     for task in tasks:
         place = os.path.relpath(task.artefact.folder, folder)

@@ -1,10 +1,12 @@
-"""Runs an experiment: `python -m jaxood.main --config=configs/quickstart.py --workdir=runs/quickstart`.
+"""Runs an experiment.
+
+    python -m jaxood.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 The program's story is `stages.STAGES`, in its order:
 
     train_diffusion   a class-conditional diffusion model learns the ID images
-    train_judges      a small ensemble learns to classify them, to say which outliers leak ID content
-    synthesise        the diffusion model (or another strategy) invents outliers; the judges filter them
+    train_judges      a small ensemble learns to classify them, to tell which outliers are ID images
+    synthesise        the diffusion model (or another strategy) invents outliers; judges filter them
     train_detector    a classifier learns the ID classes, and to be unsure on the outliers
     score             each detector scores the ID and OOD test sets, by each method
     report            tables, figures, and the page that shows them

@@ -43,7 +43,7 @@ class Devices:
 
     @property
     def axis_name(self) -> str | None:
-        """What a step and a BatchNorm average over themselves; None under jit, where means are global."""
+        """What a step and a BatchNorm average over; None under jit, where means are global."""
         return AXIS if self.mode == 'pmap' else None
 
     def replicate(self, tree: Tree) -> Tree:
@@ -91,7 +91,7 @@ class Devices:
                 out_shardings=(same, same),
                 donate_argnums=0,
             )
-        compiled = jax.pmap(
+        return jax.pmap(
             functools.partial(step, axis_name=AXIS),
             axis_name=AXIS,
             in_axes=(0, 0, 0, None),
@@ -99,10 +99,9 @@ class Devices:
             devices=list(self.mesh.devices.flat),
             donate_argnums=0,
         )
-        return compiled
 
     def compile_rows(self, f: Callable) -> Callable:
-        """Compiles `f(shared, rows) -> rows` for `shared` from `replicate` and rows from `shard`."""
+        """Compiles `f(shared, rows) -> rows`: `shared` from `replicate`, rows from `shard`."""
         if self.mode == 'jit':
             same, split = self._sharding(), self._sharding(AXIS)
             return jax.jit(f, in_shardings=(same, split), out_shardings=split)

@@ -130,9 +130,9 @@ class Examples:
 
     def _after(self, row):
         """Rows that may stand in for one: of this set and its class, in order, from it on."""
-        same = np.arange(len(self)) if self.labels is None else self._of_class(self.labels[row])
+        if self.labels is None:
+            same = np.arange(len(self))
+        else:
+            same = np.flatnonzero(self.labels == self.labels[row])
         start = np.searchsorted(same, row)
         return np.concatenate([same[start + 1 :], same[:start]])
-
-    def _of_class(self, label):
-        return np.flatnonzero(self.labels == label)

@@ -248,7 +248,7 @@ def gallery(
     if captions is not None:
         tile = Markup('<figure style="width:{}px">{}<figcaption>{}</figcaption></figure>')
         tiles = [
-            tile.format(max(p.width, 72), _img(p, kind, c), c)
+            tile.format(max(p.width, 72), _img(p, kind, ''), c)
             for p, c in zip(pictures, captions, strict=True)
         ]
         return Markup('<div class="tiles">{}</div>').format(Markup().join(tiles))

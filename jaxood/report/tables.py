@@ -234,7 +234,7 @@ def verdict(
 
     Returns:
         A sentence on mean AUROC and, where there are labels, one on ID accuracy. A difference
-        whose interval includes 0 is called no clear difference.
+        whose interval includes 0 is called no clear difference; a single seed is owned up to.
     """
     cells = summary['cells'][main][method]
     num_sets, level = len(summary['groups']), f'{100 * summary["level"]:g} %'
@@ -250,6 +250,8 @@ def verdict(
     if measured:
         text += f' In ID accuracy ({percent(accuracy["mean"])} %), it '
         text += _judged(measured, level)
+    if len(summary['seeds'][main]) == 1:
+        text += ' One training seed: the intervals know of the test images, not of other trainings.'
     return text
 
 
@@ -292,12 +294,11 @@ def shown_columns(groups: Mapping[str, str]) -> list[str]:
     return [*overall, *means, *groups]
 
 
-def best(summary: Mapping[str, Any], method: str, column: str, metric: str) -> float | None:
-    """The best mean among the arms, at the two printed decimals; None with fewer than two arms."""
+def is_best(summary, method: str, column: str, metric: str, cell: Mapping[str, float]) -> bool:
+    """Whether a cell is to be bold: no arm prints a better mean, and there are arms to beat."""
     means = [c['mean'] for _, c in _present(summary, method, column, metric)]
-    if len(means) < 2:
-        return None
-    return round(max(means) if HIGHER_IS_BETTER[metric] else min(means), 4)
+    top = max(means) if HIGHER_IS_BETTER[metric] else min(means)
+    return len(means) > 1 and percent(cell['mean']) == percent(top)
 
 
 def _present(summary, method, column, metric):
@@ -305,6 +306,11 @@ def _present(summary, method, column, metric):
         cell = by_method.get(method, {}).get(column, {}).get(metric)
         if cell is not None:
             yield arm, cell
+
+
+def title(column: str) -> str:
+    """A column's name for people: a set's own name, 'mean near', 'mean of all'."""
+    return column.replace('mean:all', 'mean of all').replace('mean:', 'mean ')
 
 
 def methods(summary: Mapping[str, Any]) -> list[str]:
@@ -332,7 +338,7 @@ def print_table(summary: Mapping[str, Any], method: str, *, console: Console | N
     columns = shown_columns(summary['groups'])
     for start in range(0, len(columns), 4):
         chunk = columns[start : start + 4]
-        table = _table(f'Score {method}, percent' if start == 0 else None)
+        table = _table(f'Score {escape(method)}, percent' if start == 0 else None)
         table.add_column('arm', overflow='fold')
         if start == 0:
             table.add_column('ID\naccuracy ↑', justify='right', no_wrap=True)
@@ -353,28 +359,20 @@ def print_table(summary: Mapping[str, Any], method: str, *, console: Console | N
         for m in methods(summary):
             every.add_row(escape(m), *(_text(summary, arm, m, MEAN, 'auroc') for arm in arms))
         console.print(every)
-    console.print(f'[dim]{footnote(summary)}[/dim]', highlight=False)
+    console.print(f'[dim]{_footnote(summary)}[/dim]', highlight=False)
 
 
 def _table(title):
     return Table(box=box.SIMPLE_HEAD, title=title, title_justify='left', title_style='bold')
 
 
-def footnote(summary: Mapping[str, Any]) -> str:
-    """What the numbers mean, in one place for the page and the terminal."""
-    counts = {len(s) for s in summary['seeds'].values()}
-    seeds = '–'.join(str(n) for n in sorted({min(counts), max(counts)}))
-    plural = '' if counts == {1} else 's'
-    return (
-        f'Mean over {seeds} training seed{plural}, ± standard deviation (population). FPR95-ID: '
-        'share of OOD accepted when 95 % of ID is accepted. FPR95-OOD: share of ID flagged when '
-        '95 % of OOD is caught. Bold: best of the arms.'
+def _footnote(summary):
+    num_seeds = max(len(seeds) for seeds in summary['seeds'].values())
+    several = f'Mean over {num_seeds} training seeds, ± standard deviation (population). '
+    return (several if num_seeds > 1 else 'One training seed. ') + (
+        'FPR95-ID: share of OOD accepted when 95 % of ID is accepted. FPR95-OOD: share of ID '
+        'flagged when 95 % of OOD is caught. Bold: best of the arms.'
     )
-
-
-def title(column: str) -> str:
-    """A column's name for people: a set's own name, 'mean near', 'mean of all'."""
-    return column.replace('mean:all', 'mean of all').replace('mean:', 'mean ')
 
 
 def _heading(summary, column):
@@ -391,11 +389,6 @@ def _text(summary, arm, method, column, metric):
     if len(summary['seeds'][arm]) > 1 and column in (TEST, MEAN):
         text += f' ±{percent(cell["std"])}'
     return f'[bold]{text}[/bold]' if is_best(summary, method, column, metric, cell) else text
-
-
-def is_best(summary, method: str, column: str, metric: str, cell: Mapping[str, float]) -> bool:
-    """Whether a cell is to be bold: no arm has a better mean at the printed decimals."""
-    return best(summary, method, column, metric) == round(cell['mean'], 4)
 
 
 # ---- inside -------------------------------------------------------------------------------

@@ -114,16 +114,20 @@ def fit(
 
 def outputs(context: common.Context, model, variables, examples) -> dict[str, np.ndarray]:
     """Logits and features of a whole set in order: {'logits': [N, K], 'features': [N, D]}."""
-    parts = list(stream_outputs(context, model, variables, examples))
+    size = context.num_rows()
+    chunks = ((images, len(rows)) for images, rows in loader.chunks(examples, size))
+    preprocessing = context.config.preprocessing
+    parts = list(stream(context.devices, model, variables, chunks, preprocessing))
     return {k: np.concatenate([p[k] for p in parts]) for k in ('logits', 'features')}
 
 
-def stream_outputs(context, model, variables, examples) -> Iterator[dict[str, np.ndarray]]:
-    """`outputs` chunk by chunk, in constant memory."""
-    devices = context.devices
-    forward = _forward(devices, model, configs.freeze(context.config.preprocessing))
-    size = context.num_rows()
-    chunks = ((images, len(rows)) for images, rows in loader.chunks(examples, size))
+def stream(devices, model, variables, chunks, preprocessing) -> Iterator[dict[str, np.ndarray]]:
+    """`outputs` chunk by chunk, in constant memory.
+
+    Args:
+        chunks: (uint8[B, H, W, C] of one fixed B, a multiple of the devices; real rows).
+    """
+    forward = _forward(devices, model, configs.freeze(preprocessing))
     yield from parallel.map_rows(devices, forward, devices.replicate(variables), chunks)
 
 

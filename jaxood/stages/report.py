@@ -1,14 +1,13 @@
 """Puts all runs side by side: results.csv, results.json, report.html."""
 
-import io
 import json
 from collections import Counter
 
 import ml_collections
 import numpy as np
 
+from jaxood import artefacts, console
 from jaxood import config as configs
-from jaxood import console
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, page, tables
 from jaxood.stages import common, score, synthesise
@@ -97,7 +96,9 @@ def load_scored(run, inputs, names) -> list[tables.Scored]:
     found = []
     for label in run.config.scores:
         sidecar = json.loads((folder / f'{label}.json').read_text())
-        sets = {name: _load(folder / f'{label}/{name}.npz') for name in (score.TEST, *names)}
+        sets = {
+            name: artefacts.load(folder / f'{label}/{name}.npz') for name in (score.TEST, *names)
+        }
         found.append(
             tables.Scored(
                 arm=run.arm,
@@ -164,8 +165,10 @@ def galleries(context: Context) -> dict[str, page.Outliers]:
             num_candidates=len(index) if filtered else None,
             num_kept=sum(row['kept'] for row in index) if filtered else None,
             reasons=Counter(_reason(row) for row in index if not row['kept']),
-            kept=figures.gallery(_load(folder / 'outliers.npz')['images'][:count], 16),
-            rejected=figures.gallery(_load(folder / 'rejected.npz')['images'][: count // 2], 16),
+            kept=figures.gallery(artefacts.load(folder / 'outliers.npz')['images'][:count], 16),
+            rejected=figures.gallery(
+                artefacts.load(folder / 'rejected.npz')['images'][: count // 2], 16
+            ),
         )
     return found
 
@@ -174,7 +177,7 @@ def tsne(context: Context, run):
     """A map of test, OOD and outlier features of one detector."""
     if not context.config.report.tsne:
         return figures.Markup()
-    features = _load(context.inputs[f'{run.name}/score'] / 'features.npz')
+    features = artefacts.load(context.inputs[f'{run.name}/score'] / 'features.npz')
     named = {'ID test' if k == score.TEST else k: v for k, v in features.items()}
     return figures.tsne_figure(figures.tsne(named))
 
@@ -252,8 +255,3 @@ def _first_runs(context: Context):
 
 def _reason(row) -> str:
     return 'judges are as sure of a class as of ID images' if 'why' in row else ''
-
-
-def _load(path) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as f:
-        return dict(f)

@@ -1,7 +1,6 @@
 """Scores the ID test set, the ID validation set and every OOD set by every method in the config."""
 
 import functools
-import io
 import json
 import time
 
@@ -54,12 +53,13 @@ def named(label: str, section) -> dict:
 
 
 def run(context: Context) -> dict:
-    data, devices = context.data, context.devices
-    model = train_detector.build(context)
+    data = context.data
+    axis_name = context.devices.axis_name
+    model = train_detector.build(context.config, data.num_classes, axis_name)
     variables = checkpoint.load_weights(context.inputs['train_detector'] / 'weights')
     outputs = functools.partial(classifiers.outputs, context, model, variables)
     bank = outputs(data.id.train) | {'labels': data.id.train.labels}
-    _save(context.artefact / 'bank.npz', **bank)
+    artefacts.save(context.artefact / 'bank.npz', **bank)
     sets = {VALIDATION: data.id.validation, TEST: data.id.test, **data.ood}
     if data.id.held_out_validation is not None:
         sets[HELD_OUT_VALIDATION] = data.id.held_out_validation
@@ -74,7 +74,7 @@ def run(context: Context) -> dict:
         for name, out in known.items():
             labels = sets[name].labels if name in (TEST, VALIDATION) else None
             none = np.full(len(out['logits']), -1, np.int32)
-            _save(
+            artefacts.save(
                 context.artefact / f'{label}/{name}.npz',
                 score=score(out),
                 pred=out['logits'].argmax(-1).astype(np.int32),
@@ -90,11 +90,9 @@ def run(context: Context) -> dict:
         artefacts.write(context.artefact / f'{label}.json', json.dumps(sidecar, indent=2) + '\n')
     embedded = {k: v['features'][:EMBEDDED] for k, v in known.items() if k in (TEST, *data.ood)}
     if train_detector.uses_outliers(context.config):
-        stored = (context.inputs['synthesise'] / 'outliers.npz').read_bytes()
-        with np.load(io.BytesIO(stored), allow_pickle=False) as f:
-            outliers = Examples.of_arrays(f['images'][:EMBEDDED])
-        embedded['outliers'] = outputs(outliers)['features']
-    _save(context.artefact / 'features.npz', **embedded)
+        outliers = artefacts.load(context.inputs['synthesise'] / 'outliers.npz')['images']
+        embedded['outliers'] = outputs(Examples(outliers[:EMBEDDED]))['features']
+    artefacts.save(context.artefact / 'features.npz', **embedded)
     accuracy = float(np.mean(known[TEST]['logits'].argmax(-1) == data.id.test.labels))
     return {'id_accuracy': round(accuracy, 5)}
 
@@ -128,9 +126,3 @@ def fit(label: str, section, bank, head, *, rows: int):
 @functools.cache
 def _compiled(name):
     return jax.jit(SCORES[name].score)
-
-
-def _save(path, **arrays) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    artefacts.write(path, buffer.getvalue())

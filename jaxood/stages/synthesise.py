@@ -4,7 +4,6 @@ Candidate i is made from (seed, i) alone, and the first `outliers.count` that pa
 neither shard nor batch size, devices or a restart change which images come out.
 """
 
-import io
 import itertools
 import json
 import shutil
@@ -98,8 +97,8 @@ def run(context: Context) -> dict:
     lines = ''.join(json.dumps(row) + '\n' for row in index)
     artefacts.write(context.artefact / 'index.jsonl', lines)
     rejected = np.concatenate(rejected)[:REJECTED_KEPT]
-    artefacts.write(context.artefact / 'rejected.npz', _npz(images=rejected))
-    artefacts.write(context.artefact / 'outliers.npz', _npz(images=np.concatenate(kept)))
+    artefacts.save(context.artefact / 'rejected.npz', images=rejected)
+    artefacts.save(context.artefact / 'outliers.npz', images=np.concatenate(kept))
     shutil.rmtree(context.artefact / 'shards')
     rate = {'acceptance': round(made / len(index), 5)}
     progress.close(candidates=len(index), **rate, **speed)
@@ -110,7 +109,7 @@ def shards(context: Context, judges):
     """Candidates without end, shard by shard: (numbers, images uint8, facts, speed so far).
 
     A shard that is there from before a restart is read; `facts` holds what the strategy tells of
-    each candidate and the judges' uncertainty. The speed leaves out the first shard, which compiles.
+    each candidate and the judges' uncertainty. The speed leaves out the first, which compiles.
     """
     config, devices = context.config, context.devices
     rows, shared = renderer(context)
@@ -121,8 +120,7 @@ def shards(context: Context, judges):
         numbers = np.arange(start, start + config.outliers.shard_size, dtype=np.int32)
         path = context.artefact / f'shards/{start:09d}.npz'
         if path.exists():
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as f:
-                facts = dict(f)
+            facts = artefacts.load(path)
         else:
             started = time.monotonic()
             chunks = (
@@ -134,7 +132,7 @@ def shards(context: Context, judges):
             if judges is not None:
                 facts['uncertainty'] = judges.uncertainty(facts['image'])
             times.append(time.monotonic() - started)
-            artefacts.write(path, _npz(**facts))
+            artefacts.save(path, **facts)
         steady = times[1:]
         speed = (
             {'images_per_s': round(len(numbers) * len(steady) / sum(steady), 1)} if steady else {}
@@ -182,7 +180,7 @@ def _compiled(devices, rows):
 
 
 class Judges:
-    """The ensemble, ready to judge uint8 images, and the uncertainty that a candidate must exceed."""
+    """The ensemble, and the uncertainty that a candidate must exceed."""
 
     def __init__(self, context: Context):
         folder = context.inputs['train_judges']
@@ -192,12 +190,12 @@ class Judges:
         self.members = [jax.tree.map(lambda x, j=j: x[j], weights) for j in range(count)]
         axis_name = context.devices.axis_name
         self.model = train_judges.build(context.config, context.data.num_classes, axis_name)
-        id_uncertainty = np.load(io.BytesIO((folder / 'id_uncertainty.npy').read_bytes()))
+        id_uncertainty = artefacts.load(folder / 'validation.npz')['uncertainty']
         quantile = context.config.filter.quantile
         self.threshold = leaks.threshold(id_uncertainty, quantile=quantile)
 
     def uncertainty(self, images):
-        examples = Examples.of_arrays(images)
+        examples = Examples(images)
         logits = [
             classifiers.outputs(self.context, self.model, member, examples)['logits']
             for member in self.members
@@ -226,14 +224,9 @@ def entry(number, outlier, row, facts, data, judges) -> dict:
 
 def _too_few(config, made, number) -> str:
     return (
-        f'only {made} of {number} candidates passed the leak filter, and config.outliers.count asks '
-        f'for {config.outliers.count}. Raise config.filter.quantile (now {config.filter.quantile}) or '
-        'config.outliers.max_candidates, lower config.outliers.count, or make candidates that look '
-        'less like ID images (config.outliers, config.sampler); --config.filter.name=none keeps all.'
+        f'only {made} of {number} candidates passed the leak filter, and config.outliers.count '
+        f'asks for {config.outliers.count}. Raise config.filter.quantile (now '
+        f'{config.filter.quantile}) or config.outliers.max_candidates, lower '
+        'config.outliers.count, or make candidates that look less like ID images (config.outliers, '
+        'config.sampler); --config.filter.name=none keeps all.'
     )
-
-
-def _npz(**arrays) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()

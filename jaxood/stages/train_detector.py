@@ -1,11 +1,7 @@
 """Trains a detector: a classifier of the ID classes, by one of the methods in `detectors`."""
 
-import io
-
-import numpy as np
-
+from jaxood import artefacts, detectors
 from jaxood import config as configs
-from jaxood import detectors
 from jaxood.errors import ConfigError
 from jaxood.models import backbones
 from jaxood.stages import classifiers, common
@@ -56,23 +52,19 @@ def check(config) -> None:
         configs.positive(c, where, 'outlier_ratio', minimum=1 / c.batch_size)
 
 
-def build(context: Context):
-    """The detector's network, as `run` trains it and `score` loads it."""
-    return classifiers.build(
-        context.config, context.data.num_classes, axis_name=context.devices.axis_name
-    )
+def build(config, num_classes: int, axis_name=None):
+    """The detector's network, as `run` trains it and others load it."""
+    return classifiers.build(config, num_classes, axis_name=axis_name)
 
 
 def run(context: Context) -> dict:
     config = context.config
     outliers = None
     if uses_outliers(config):
-        stored = (context.inputs['synthesise'] / 'outliers.npz').read_bytes()
-        with np.load(io.BytesIO(stored), allow_pickle=False) as f:
-            outliers = f['images']
+        outliers = artefacts.load(context.inputs['synthesise'] / 'outliers.npz')['images']
     variables, facts = classifiers.fit(
         context,
-        build(context),
+        build(config, context.data.num_classes, context.devices.axis_name),
         config.detector,
         'config.detector',
         purpose=('detector',),
@@ -82,4 +74,5 @@ def run(context: Context) -> dict:
         what=context.what,
     )
     checkpoint.save_weights(context.artefact / 'weights', variables)
-    return facts
+    train = context.data.id.train
+    return facts | {'class_names': train.class_names, 'shape': train.shape}

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from jaxood import artefacts
 from jaxood import config as configs
 from jaxood.models import backbones
 from jaxood.stages import classifiers, common
@@ -65,7 +66,7 @@ def run(context: Context) -> dict:
         ]
     )
     uncertainty = np.asarray(leaks.uncertainty(logits))
-    np.save(context.artefact / 'id_uncertainty.npy', uncertainty)
+    artefacts.save(context.artefact / 'validation.npz', uncertainty=uncertainty)
     accuracies = (logits.argmax(-1) == data.id.validation.labels).mean(axis=1)
     return {'validation_accuracy': [round(float(a), 5) for a in accuracies]}
 

@@ -54,4 +54,3 @@ def draw(key, index, *, num_classes: int, low: float, high: float):
     keys = key_each(key_for(key, 'weight'), index)
     weight = jax.vmap(lambda k: jax.random.uniform(k, minval=low, maxval=high))(keys)
     return first, second, weight
-

@@ -6,7 +6,7 @@ from jaxood.rng import key_each, key_for
 
 
 def uniform(shape: tuple[int, int, int]):
-    """Every pixel drawn uniformly from the whole range (our choice: the simplest outlier there is)."""
+    """Every pixel drawn uniformly from the whole range: the simplest outlier there is."""
 
     def rows(shared, index, key):
         keys = key_each(key_for(key, 'pixels'), index)

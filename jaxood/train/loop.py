@@ -16,7 +16,7 @@ from jaxood.train.state import TrainState, ema_decay
 
 
 def train_step(state, data, batch, key, *, loss_fn, tx, ema_limit=None, axis_name=None):
-    """One update. Sharded jit: the mean in `loss_fn` is the global mean. pmap: axis_name makes it so.
+    """One update. Under sharded jit means are global; under pmap `axis_name` makes them so.
 
     Args:
         state: a `TrainState`.
@@ -118,8 +118,8 @@ def _means(metrics, done, what):
         if bad.size:
             at = done - len(v) + 1 + int(bad[0])
             raise UserError(
-                f'{what}: {name} is {v[bad[0]]} at step {at} (checked at step {done}). Nothing after '
-                'the last checkpoint was saved. A lower optimizer.learning_rate, clip, or '
+                f'{what}: {name} is {v[bad[0]]} at step {at} (checked at step {done}). Nothing '
+                'after the last checkpoint was saved. A lower optimizer.learning_rate, clip, or '
                 "dtype='float32' usually mends it."
             )
     return {k: float(v.mean()) for k, v in values.items()}

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,37 @@ def test_changing_guidance_compiles_nothing():
 
     assert not np.allclose(run(0.0), run(1.0))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize('guidance', [None, 2.0])
+@pytest.mark.parametrize('mix', MIXES)
+def test_eight_devices_draw_what_one_draws_without_talking(mix, guidance):
+    """Rows stay on their device, guided and mixed branches with them: no collective operation."""
+    rows = 16
+    mesh = jax.make_mesh((8,), ('batch',), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('batch'))
+    e = jax.nn.one_hot(jnp.arange(rows) % 3, 4)
+    inputs = (
+        jax.random.normal(jax.random.key(0), (rows, 3)),
+        jax.random.split(jax.random.key(1), rows),
+        e,
+        jnp.roll(e, 1, axis=0),
+        jnp.linspace(0.3, 0.7, rows),
+    )
+
+    @jax.jit
+    def run(x, keys, e_i, e_j, ratio):
+        network = MIXES[mix](bilinear, e_i, e_j, ratio, guidance)
+        denoise = process.denoiser(network, alpha_bar=alpha_bar, prediction=PREDICTIONS['eps'])
+        grid, ddpm = samplers.strided(1000, 5), SAMPLERS['ddpm']
+        return samplers.sample(
+            denoise, x, keys, alpha_bar=alpha_bar, timesteps=grid, sampler=ddpm, clip=(-1, 1)
+        )
+
+    spread = jax.device_put(inputs, sharding)
+    np.testing.assert_allclose(run(*spread), run(*inputs), atol=1e-5)
+    program = run.lower(*spread).compile().as_text()
+    assert not re.search('all-gather|all-to-all|all-reduce|collective-permute', program)
 
 
 # A toy with exact scores: coordinate 0 is N(±1, 0.3²) by class, coordinate 1 N(0, 1) in both.

@@ -74,7 +74,7 @@ def test_an_arm_has_one_colour(runs, groups):
         assert blue.lower() in markup.lower()
         assert vermilion.lower() in markup.lower()
     legend = re.findall(r'background:(#\w+)"></i>([^<]+)', drawn[2])
-    assert dict((name, colour) for colour, name in legend) == {'none': blue, 'diffusion': vermilion}
+    assert sorted(legend) == sorted([(blue, 'none'), (vermilion, 'diffusion')])
 
 
 def test_roc_of_known_scores():
@@ -83,7 +83,7 @@ def test_roc_of_known_scores():
     np.testing.assert_allclose(caught, [0.5, 1, 1])
     a, b = np.random.default_rng(0).normal(size=(2, 500)) + [[0], [1]]
     grid = np.linspace(0, 1, 20_001)
-    area = np.trapezoid(figures._roc(a, b, grid), grid)
+    area = np.mean(figures._roc(a, b, grid))
     assert area == pytest.approx(float(np.mean(a[:, None] < b)), abs=1e-3)
 
 

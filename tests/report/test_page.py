@@ -89,10 +89,10 @@ def full(runs, groups):
     )  # fmt: skip
 
 
-SECTIONS = (
-    'results outliers histograms roc scores tsne mistaken training cost published settings '
-    'reproduce'
-).split()
+SECTIONS = [
+    *('results', 'outliers', 'histograms', 'roc', 'scores', 'tsne', 'mistaken', 'training'),
+    *('cost', 'published', 'settings', 'reproduce'),
+]
 
 
 def test_the_page_is_whole_and_loads_nothing(tmp_path, full):
@@ -174,7 +174,8 @@ def test_arms_may_lack_the_main_score_or_labels(runs, groups):
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [
-    (0.314, '0.31 s'), (9.999, '10.00 s'), (59.6, '1 min 00 s'), (185.2, '3 min 05 s'), (7810, '2 h 10 min'),
+    (0.314, '0.31 s'), (9.999, '10.00 s'), (59.6, '1 min 00 s'), (185.2, '3 min 05 s'),
+    (7810, '2 h 10 min'),
 ])  # fmt: skip
 def test_durations(seconds, text):
     assert page._duration(seconds) == text

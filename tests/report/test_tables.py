@@ -171,7 +171,10 @@ def test_the_verdict_lists_every_arm_and_a_single_arm_stands_alone(experiment, g
 
 
 def test_one_seed_has_no_spread_but_an_interval(experiment, groups):
-    summary, _, _ = report_of(experiment({'none': 0.5, 'diffusion': 2.0}, seeds=(3,)), groups)
+    arms = {'none': 0.5, 'diffusion': 2.0}
+    summary, _, verdict = report_of(experiment(arms, seeds=(3,)), groups)
+    assert 'One training seed' in verdict
+    assert 'One training seed' not in report_of(experiment(arms), groups)[2]
     cell = summary['cells']['diffusion']['energy']['mean:all']['auroc']
     assert cell['std'] == 0
     assert cell['low'] < cell['mean'] < cell['high']
@@ -179,7 +182,8 @@ def test_one_seed_has_no_spread_but_an_interval(experiment, groups):
 
 
 @pytest.mark.parametrize(('value', 'plain', 'signed'), [
-    (0.97305, '97.31', '+97.31'), (-0.012, '−1.20', '−1.20'), (-1e-9, '0.00', '0.00'), (1, '100.00', '+100.00'),
+    (0.97306, '97.31', '+97.31'), (-0.012, '−1.20', '−1.20'), (-1e-9, '0.00', '0.00'),
+    (1, '100.00', '+100.00'),
 ])  # fmt: skip
 def test_percent(value, plain, signed):
     assert (tables.percent(value), tables.percent(value, sign=True)) == (plain, signed)
@@ -267,6 +271,7 @@ def test_an_arm_without_the_main_score_is_shown_as_such(runs, groups):
     fewer = [s for s in runs if (s.arm, s.method) != ('none', 'energy')]
     summary = tables.summary(fewer, groups, draws=DRAWS)
     assert tables.methods(summary) == ['msp', 'energy']
-    assert tables.best(summary, 'energy', 'mean:all', 'auroc') is None  # nobody to beat
+    cell = summary['cells']['diffusion']['energy']['mean:all']['auroc']
+    assert not tables.is_best(summary, 'energy', 'mean:all', 'auroc', cell)  # nobody to beat
     row = next(line for line in printed(summary).splitlines() if line.strip().startswith('none'))
     assert '–' in row

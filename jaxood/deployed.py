@@ -1,0 +1,96 @@
+"""A trained detector as a function of images: what `predict` runs."""
+
+import fractions
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxood import console, experiment, parallel
+from jaxood.artefacts import load
+from jaxood.data import decoding
+from jaxood.errors import UserError, lookup
+from jaxood.stages import classifiers, train_detector
+from jaxood.stages import score as scoring
+from jaxood.stages.score import VALIDATION
+from jaxood.train import checkpoint
+
+COLUMNS = ('file', 'score', 'p_value', 'decision', 'class', 'threshold')
+
+
+class Detector:
+    """A trained detector, its score fitted, its threshold set on held-out ID images.
+
+    Args:
+        workdir: of a finished run.
+        arm, seed, score: which detector and score; None for the report's own.
+        keep: share of held-out ID images that the threshold accepts.
+        on_error: 'skip' gives an unreadable file a row with decision `error`, 'stop' raises.
+        batch: images computed at a time.
+
+    Raises:
+        UserError: no such run, arm, seed or score, or an unfinished one.
+    """
+
+    def __init__(self, workdir, *, arm, seed, score, keep, on_error, batch):
+        experiment.use_compilation_cache()
+        folder = epath.Path(os.path.expanduser(workdir))
+        config, made = experiment.find_run(folder, arm, seed)
+        label = score or config.report.score
+        section = lookup(config.scores, label, f'{folder}: --score')
+        facts = made['train_detector'].done
+        self.classes = facts['class_names']
+        _, self.image_size, self.channels = facts['shape']
+        self.preprocessing, self.on_error = config.preprocessing, on_error
+        self.devices = parallel.setup(config.parallel.mode, config.parallel.get('num_devices'))
+        self.batch = self.devices.batch_size(batch)
+        self.model = train_detector.build(config, len(self.classes), self.devices.axis_name)
+        self.variables = checkpoint.load_weights(made['train_detector'] / 'weights')
+        scores = made['score']
+        self.known = np.sort(load(scores / f'{label}/{VALIDATION}.npz')['score'])
+        head, bank = self.variables['params']['head'], load(scores / 'bank.npz')
+        self.score = scoring.fit(label, section, bank, head, rows=self.batch)
+        kept = math.ceil(fractions.Fraction(str(keep)) * len(self.known))
+        self.threshold = float(self.known[kept - 1])
+
+    def rows(self, files: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """One dict with the keys `COLUMNS` for each file, in order; a batch in memory at a time."""
+        while block := list(itertools.islice(files, self.batch)):
+            read = list(decoding.each(lambda i: decoding.attempt(self._read, i), block))
+            good = [image for image in read if not isinstance(image, UserError)]
+            decided = iter(self._decide(np.stack(good)) if good else ())
+            for file, image in zip(block, read):
+                if not isinstance(image, UserError):
+                    yield {'file': file} | next(decided)
+                elif self.on_error == 'stop':
+                    raise image
+                else:
+                    console.say(f'jaxood: {image}')
+                    yield dict.fromkeys(COLUMNS) | {'file': file, 'decision': 'error'}
+
+    def _read(self, file):
+        fit = lambda image: decoding.fit(image, self.image_size, self.channels)
+        return decoding.read(file, fit, file)
+
+    def _decide(self, images):
+        """Rows without the file, for uint8[n, H, W, C] with n at most a batch."""
+        chunks = [parallel.pad_rows(images, self.batch)]
+        model, variables = self.model, self.variables
+        outputs = classifiers.stream(self.devices, model, variables, chunks, self.preprocessing)
+        for out in outputs:
+            scores = self.score(out)
+            # the conformal p-value counts the new image itself, hence + 1
+            above = len(self.known) - np.searchsorted(self.known, scores, side='left')
+            p_values = (above + 1) / (len(self.known) + 1)
+            for score, p, k in zip(scores, p_values, out['logits'].argmax(-1)):
+                yield {
+                    'score': float(score),
+                    'p_value': round(float(p), 6),
+                    'decision': 'OOD' if score > self.threshold else 'ID',
+                    'class': self.classes[k],
+                    'threshold': self.threshold,
+                }
