@@ -15,7 +15,11 @@ An experiment is arms x seeds. What agrees between them is made once, what was m
 reused, and what was interrupted goes on.
 """
 
+import glob
+import os
+import runpy
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import config_flags
@@ -29,6 +33,7 @@ STAGES = flags.DEFINE_list(
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with a variant after a colon: configs/quickstart.py:digits.'
 )
+FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'stages')]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,14 +68,19 @@ def parse(argv: list[str]):
     Raises:
         UserError: an unknown flag, config key, variant or value, or a config file that fails.
     """
+    if {'--help', '-h', '--helpfull', '--helpshort'} & set(argv):
+        print(f'{__doc__}\nFlags:\n')
+        print('\n'.join(f'  --{f.name}: {f.help}' for f in FLAGS))
+        print('  --config.a.b=value: Sets one value of the config, e.g. --config.sampler.steps=50.')
+        raise SystemExit(0)
+    check_config_flags(argv)
     try:
         rest = flags.FLAGS(argv)
-    except UserError:
-        raise
     except flags.UnrecognizedFlagError as e:
-        raise UserError(unknown(f'--{e.flagname}', e.flagname, flags.FLAGS)) from e
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        raise ConfigError(_flag_message(e)) from e
+        known = [f.name for f in FLAGS]
+        raise UserError(unknown(f'--{e.flagname}', e.flagname, known)) from e
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ConfigError(str(e)) from e
     if rest[1:]:
         raise UserError(f'{rest[1]!r} is not a flag. All arguments start with --.')
     if CONFIG.value is None or WORKDIR.value is None:
@@ -81,8 +91,51 @@ def parse(argv: list[str]):
     return CONFIG.value, WORKDIR.value, STAGES.value
 
 
-def _flag_message(e: Exception) -> str:
-    return str(e.args[0] if isinstance(e, KeyError) and e.args else e)
+def check_config_flags(argv: list[str]) -> None:
+    """Reads the config file, and looks up every `--config.a.b` in what it returns.
+
+    `config_flags` does the same afterwards, but shows a traceback for what goes wrong here.
+    """
+    words = iter(argv[1:])
+    given = {}
+    for word in words:
+        name, equals, value = word.lstrip('-').partition('=')
+        if word.startswith('-') and name.partition('.')[0] == 'config':
+            given[name] = value if equals else next(words, '')
+    if 'config' not in given:
+        return
+    config = load_config(given.pop('config'))
+    for name in given:
+        place, where = config, 'config'
+        for key in name.split('.')[1:]:
+            where += f'.{key}'
+            if not hasattr(place, 'keys') or key not in place:
+                known = place.keys() if hasattr(place, 'keys') else ()
+                raise ConfigError(unknown(where, key, known))
+            place = place[key]
+
+
+def load_config(spec: str):
+    """The config of `path/to/file.py:variant`.
+
+    Raises:
+        UserError: no such file, an unknown variant, or a file that fails, with its line.
+    """
+    path, _, variant = spec.partition(':')
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or '.'
+        files = sorted(glob.glob(os.path.join(folder, '*.py'))) or sorted(glob.glob('configs/*.py'))
+        raise UserError(unknown(f'--config={path}: the file', path, files))
+    try:
+        get_config = runpy.run_path(path)['get_config']
+        return get_config(variant) if variant else get_config()
+    except UserError as e:
+        raise ConfigError(f'{path}: {e}') from e
+    except Exception as e:
+        trace = traceback.extract_tb(e.__traceback__)
+        lines = [frame.lineno for frame in trace if frame.filename == path]
+        line = e.lineno if isinstance(e, SyntaxError) else lines[-1] if lines else '?'
+        raise ConfigError(f'{path}, line {line}: {type(e).__name__}: {e}') from e
 
 
 def execute(config, workdir: str, only: list[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import io
 import itertools
 import logging
 import os
@@ -50,7 +49,8 @@ def fit(image, size: int | None, channels: int | None) -> np.ndarray:
     """
     from PIL import Image  # noqa: PLC0415 - only where pictures are read
 
-    mode = _MODES[channels or channels_of(image)]
+    found = channels_of(image)
+    mode = _MODES[channels or found]
     if image.mode != mode:
         with warnings.catch_warnings():  # Pillow would rather keep a palette's transparency
             warnings.simplefilter('ignore', UserWarning)
@@ -73,12 +73,9 @@ def fit_all(images: np.ndarray, size: int | None, channels: int | None) -> np.nd
     if (size is None or size == height == width) and channels in (None, found):
         return images
     pixels = images[..., 0] if found == 1 else images
+    shape = (size or height, size or width, channels or found)
     fitted = each(lambda row: fit(Image.fromarray(pixels[row]), size, channels), range(len(images)))
-    first = next(fitted)
-    out = np.empty((len(images), *first.shape), np.uint8)
-    for row, image in enumerate(itertools.chain([first], fitted)):
-        out[row] = image
-    return out
+    return stack(enumerate(fitted), len(images), shape)[1]
 
 
 def channels_of(image) -> int:
@@ -97,21 +94,21 @@ def channels_of(image) -> int:
     )
 
 
-def read(source: str | bytes, use: Callable, name: str):
-    """`use(image)` of the picture in a file or in bytes.
+def read(path: str, use: Callable):
+    """`use(image)` of the picture in a file.
 
     Raises:
-        UserError: that names the picture, whatever is wrong with it.
+        UserError: that names the file, whatever is wrong with it.
     """
     from PIL import Image  # noqa: PLC0415
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(path) as image:
             return use(image)
     except Exception as e:  # Pillow's decoders raise all kinds for files that are cut short
         reason = 'it is not a picture, or cut short' if 'cannot identify' in str(e) else str(e)
         raise UserError(
-            f'{name} cannot be read: {reason.rstrip(".")}. Replace or remove it, or set '
+            f'{path} cannot be read: {reason.rstrip(".")}. Replace or remove it, or set '
             "on_error='skip' to leave such images out."
         ) from e
 
@@ -138,6 +135,17 @@ def readable(
             raise result
         else:
             log.warning('left out: %s', result)
+
+
+def stack(
+    keyed: Iterable[tuple[Any, np.ndarray]], limit: int, shape: tuple[int, int, int]
+) -> tuple[list, np.ndarray]:
+    """(keys, images uint8[n, H, W, C]) of n <= limit pairs (key, image), held in memory once."""
+    keys, images = [], np.empty((limit, *shape), np.uint8)
+    for key, image in keyed:
+        images[len(keys)] = image
+        keys.append(key)
+    return keys, images[: len(keys)]
 
 
 def attempt(function: Callable, row: int):

@@ -79,11 +79,9 @@ def folder(
             )
             store = Lazy(decode, marks, np.arange(len(marks)), shape, on_error)
         else:
-            store, rows = np.empty((len(files.names), *shape), np.uint8), []
-            for row, image in decoding.readable(decode, range(len(files.names)), on_error):
-                store[len(rows)] = image
-                rows.append(row)
-            store, files = store[: len(rows)], files.keep(rows)
+            decoded = decoding.readable(decode, range(len(files.names)), on_error)
+            rows, store = decoding.stack(decoded, len(files.names), shape)
+            files = files.keep(rows)
         examples[split] = Examples(store, files.labels, files.class_names, files.names)
     return examples
 
@@ -94,7 +92,7 @@ def _header(files):
     def shape(image):
         return image.height, image.width, decoding.channels_of(image)
 
-    return lambda row: decoding.read(files.path(row), shape, files.path(row))
+    return lambda row: decoding.read(files.path(row), shape)
 
 
 def _decode(files, size, channels):
@@ -103,7 +101,7 @@ def _decode(files, size, channels):
     def pixels(image):
         return decoding.fit(image, size, channels)
 
-    return lambda row: decoding.read(files.path(row), pixels, files.path(row))
+    return lambda row: decoding.read(files.path(row), pixels)
 
 
 def _splits(top):

@@ -111,6 +111,11 @@ def _arrays(file):
     """(images uint8[N, H, W, C], labels int32[N] or None, class names or None) of one NPZ file."""
     if not os.path.isfile(file):
         raise UserError(f'{file} is not there (or is no file). Check path, and data.root.')
+    if not zipfile.is_zipfile(file):
+        raise UserError(
+            f'{file} is no NPZ file, is cut short, or may not be read. Write it again with '
+            'np.savez.'
+        )
     try:
         with np.load(file, allow_pickle=False) as archive:
             found = list(archive)
@@ -121,14 +126,14 @@ def _arrays(file):
                 )
             wanted = ('images', 'labels', 'class_names')
             images, labels, names = (archive[k] if k in found else None for k in wanted)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError) as e:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as e:
         if 'allow_pickle' in str(e):
             raise UserError(
                 f'{file} holds arrays of Python objects, which could run code when they are '
                 "loaded, so they are not. Save plain arrays: images.astype('uint8'), "
                 "labels.astype('int64'), np.array(class_names, dtype=str)."
             ) from e
-        raise UserError(f'{file} is no NPZ file, or is damaged: {e}. Write it again.') from e
+        raise UserError(f'{file} is damaged: {e}. Write it again with np.savez.') from e
     return _checked_images(images, file), *_checked_labels(labels, names, len(images), file)
 
 

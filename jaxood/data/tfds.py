@@ -1,6 +1,5 @@
 """A set of TensorFlow Datasets, read without TensorFlow."""
 
-import contextlib
 import difflib
 import os
 import re
@@ -34,7 +33,7 @@ def tfds(
 
     Args:
         train: a split, slices such as 'train[:10%]' too. By default 'train'.
-        test: a split. By default 'test', or else 'validation'. Where the set has, or the call names,
+        test: a split. By default 'test', or else 'validation'. If the set has, or the call names,
             only one of the two, that is returned as 'all'.
         label: the feature with the classes; a set without it has no labels.
         data_dir: where prepared sets lie; TFDS' own default is ~/tensorflow_datasets.
@@ -60,32 +59,39 @@ def tfds(
 
     examples = {}
     for name, source in sources.items():
-        where = f'{builder.info.full_name}, {splits[name]}'
-        rows = np.arange(len(source))
-
-        def read(row, source=source, where=where):
-            """(uint8[H, W, C], label)"""
-            with _blame_row(where, row):
-                record = source[row]
-                image = decoding.fit(_as_picture(record['image']), size, channels)
-                return image, record[label] if class_names else 0
-
+        where, rows = f'{builder.info.full_name}, {splits[name]}', np.arange(len(source))
+        read = _reader(source, label if class_names else None, where, size, channels)
         if lazy:
             bare = _open(builder, splits[name], images=False)
-            labels = [r[label] for r in decoding.each(bare.__getitem__, rows)] if class_names else ()
+            labels = [r.get(label) for r in decoding.each(bare.__getitem__, rows)]
             marks = [f'{where} {row}' for row in rows]  # a version of a TFDS set never changes
-            store = Lazy(lambda row, read=read: read(row)[0], marks, rows, shape, on_error)
+            store = Lazy(lambda row, read=read: read(row)[1], marks, rows, shape, on_error)
         else:
-            store, labels = np.empty((len(rows), *shape), np.uint8), []
-            for _, (image, k) in decoding.readable(read, rows, on_error):
-                store[len(labels)] = image
-                labels.append(k)
-            store = store[: len(labels)]
+            pairs = (pair for _, pair in decoding.readable(read, rows, on_error))
+            labels, store = decoding.stack(pairs, len(rows), shape)
         if not store.shape[0]:
             raise UserError(f'{where}: there are no images, or none can be read.')
         labels = _checked(labels, where) if class_names else None
         examples[name] = Examples(store, labels, class_names)
     return examples
+
+
+def _reader(source, label, where, size, channels):
+    """row -> (label, uint8[H, W, C])"""
+    from PIL import Image  # noqa: PLC0415
+
+    def read(row):
+        try:
+            record = source[row]
+            pixels = record['image']
+            picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            return record.get(label), decoding.fit(picture, size, channels)
+        except Exception as e:  # Pillow's decoders raise all kinds
+            raise UserError(
+                f"{where}, row {row} cannot be read: {e}. Set on_error='skip' to leave such out."
+            ) from e
+
+    return read
 
 
 def _prepared(dataset, data_dir, archives):
@@ -97,8 +103,9 @@ def _prepared(dataset, data_dir, archives):
 
     try:
         stock = builder()
-    except ValueError as e:  # no such set, version or configuration
-        known, name = tensorflow_datasets.list_builders(), re.split('[/:]', dataset)[0]
+    except (ValueError, ImportError, AssertionError) as e:  # no such set, or it is written in TF
+        known = tensorflow_datasets.list_builders(with_community_datasets=False)
+        name = re.split('[/:]', dataset)[0]
         if name in known:
             raise UserError(f'dataset={dataset!r}: {e}') from e
         near = ', '.join(difflib.get_close_matches(name, known)) or 'none'
@@ -110,8 +117,8 @@ def _prepared(dataset, data_dir, archives):
         return stock
     folder = archives or os.path.normpath(os.path.join(stock.data_dir, '../../downloads'))
     if dataset in tfds_archives.BUILDERS:
-        tfds_archives.fetch(dataset, folder)
-        fresh = tfds_archives.builder(dataset)(data_dir=data_dir, file_format='array_record')
+        without_tensorflow = tfds_archives.builder(dataset, folder)
+        fresh = without_tensorflow(data_dir=data_dir, file_format='array_record')
         hint = f'Delete what is wrong in {folder}, or put the published archives there.'
     else:
         fresh = builder(file_format='array_record')
@@ -119,11 +126,11 @@ def _prepared(dataset, data_dir, archives):
             "Most stock sets need TensorFlow for it: pip install 'jaxood[data]'. Reading needs "
             "none, so another machine can prepare it, with file_format='array_record'."
         )
-    options = tensorflow_datasets.download.DownloadConfig(
-        manual_dir=folder, try_download_gcs=False
-    )
+    options = tensorflow_datasets.download.DownloadConfig(manual_dir=folder, try_download_gcs=False)
     try:
         fresh.download_and_prepare(download_config=options)
+    except UserError:
+        raise
     except Exception as e:  # whatever a builder runs into
         raise UserError(
             f'{dataset} is not prepared in {stock.data_dir}, and preparing it failed: '
@@ -185,12 +192,13 @@ def _shape(builder, size, channels):
 
 def _class_names(builder, label):
     features = builder.info.features
-    if label not in features and label != 'label':
-        raise UserError(
-            unknown(f'{builder.info.full_name}: label={label!r}', label, list(features))
-        )
-    feature = features[label] if label in features else None
-    return tuple(feature.names) if getattr(feature, 'num_classes', None) else ()
+    if label in features:
+        has_names = getattr(features[label], 'num_classes', None)  # a ClassLabel
+        return tuple(features[label].names) if has_names else ()
+    if label != 'label':
+        known = list(features)
+        raise UserError(unknown(f'{builder.info.full_name}: label={label!r}', label, known))
+    return ()
 
 
 def _checked(labels, where):
@@ -201,19 +209,3 @@ def _checked(labels, where):
             "another split, such as test='validation'."
         )
     return labels
-
-
-def _as_picture(pixels):
-    from PIL import Image  # noqa: PLC0415
-
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-
-
-@contextlib.contextmanager
-def _blame_row(where, row):
-    try:
-        yield
-    except Exception as e:  # Pillow's decoders raise all kinds
-        raise UserError(
-            f"{where}, row {row} cannot be read: {e}. Set on_error='skip' to leave such out."
-        ) from e

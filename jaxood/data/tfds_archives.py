@@ -17,12 +17,37 @@ from jaxood import console
 from jaxood.errors import UserError
 
 
-def fetch(dataset: str, folder: str) -> None:
-    """Downloads the published archives that are not in `folder` yet.
+def builder(dataset: str, folder: str) -> type:
+    """The stock builder's class, made to work without TensorFlow.
 
-    Raises:
-        UserError: no connection; with the address, and where to put the file.
+    Its `download_and_prepare` takes the archives from `folder`, to which it downloads those that
+    are missing, and raises a UserError with the address where there is no connection.
     """
+    import tensorflow_datasets  # noqa: PLC0415
+
+    stock = tensorflow_datasets.builder_cls(dataset)
+
+    class Builder(stock, skip_registration=True):
+        """As the class it derives from."""
+
+        name = dataset
+        url_infos = stock.url_infos  # the checksums, which are found by the class's file
+        pkg_dir_path = stock.pkg_dir_path
+
+        def _split_generators(self, dl_manager):
+            # TFDS takes an archive from its `manual_dir`, `folder`, and compares its SHA-256.
+            _fetch(dataset, folder)
+            paths = dl_manager.download(_urls(dataset))
+            return BUILDERS[dataset](self.info.features, paths)
+
+        def _generate_examples(self):  # abstract in TFDS; the generators are passed directly
+            raise NotImplementedError
+
+    return Builder
+
+
+def _fetch(dataset, folder):
+    """Downloads the published archives that are not in `folder` yet."""
     for name, url in _urls(dataset).items():
         path = os.path.join(folder, name)
         if os.path.exists(path):
@@ -37,30 +62,6 @@ def fetch(dataset: str, folder: str) -> None:
                 f'{dataset} is not prepared, and {url} cannot be downloaded: {e}. Download it '
                 f'elsewhere and put it into {folder}, or into a folder that archives=... names.'
             ) from e
-
-
-def builder(dataset: str) -> type:
-    """The stock builder's class, made to work without TensorFlow."""
-    import tensorflow_datasets  # noqa: PLC0415
-
-    stock = tensorflow_datasets.builder_cls(dataset)
-
-    class Builder(stock, skip_registration=True):
-        """As the class it derives from."""
-
-        name = dataset
-        url_infos = stock.url_infos  # the checksums, which are found by the class's file
-        pkg_dir_path = stock.pkg_dir_path
-
-        def _split_generators(self, dl_manager):
-            # TFDS takes the archives from its `manual_dir` and compares their SHA-256.
-            paths = dl_manager.download(_urls(dataset))
-            return BUILDERS[dataset](self.info.features, paths)
-
-        def _generate_examples(self):  # abstract in TFDS; the generators are passed directly
-            raise NotImplementedError
-
-    return Builder
 
 
 def _cifar(archive, train, test, labels):
@@ -90,11 +91,14 @@ def _cifar_examples(split: str, files: list[bytes], labels) -> Iterator:
     records = np.frombuffer(b''.join(files), np.uint8).reshape(-1, len(labels) + 3 * 32 * 32)
     for i, record in enumerate(records):
         pixels = record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
-        yield i, {
-            **{feature: int(k) for feature, k in zip(labels, record)},
-            'id': f'{split}_{i:05d}',
-            'image': Image.fromarray(np.ascontiguousarray(pixels)),
-        }
+        yield (
+            i,
+            {
+                **{feature: int(k) for feature, k in zip(labels, record)},
+                'id': f'{split}_{i:05d}',
+                'image': Image.fromarray(np.ascontiguousarray(pixels)),
+            },
+        )
 
 
 def _svhn(features, paths):
@@ -110,11 +114,14 @@ def _svhn_examples(split: str, path) -> Iterator:
 
     data = scipy.io.loadmat(os.fspath(path))
     for i, label in enumerate(data['y'][:, 0]):
-        yield i, {
-            'id': f'{split}_{i:06d}',
-            'image': Image.fromarray(np.ascontiguousarray(data['X'][..., i])),
-            'label': int(label) % 10,
-        }
+        yield (
+            i,
+            {
+                'id': f'{split}_{i:06d}',
+                'image': Image.fromarray(np.ascontiguousarray(data['X'][..., i])),
+                'label': int(label) % 10,
+            },
+        )
 
 
 def _urls(dataset):

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxood import artefacts, parallel
 from jaxood import config as configs
-from jaxood.data import Examples
+from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError, UserError, blame
 from jaxood.scores import SCORES
 from jaxood.stages import classifiers, common, train_detector

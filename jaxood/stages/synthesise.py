@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxood import artefacts, console, diffusion, parallel
 from jaxood import config as configs
-from jaxood.data import Examples, augment
+from jaxood.data import augment
+from jaxood.data.examples import Examples
 from jaxood.diffusion import samplers
 from jaxood.errors import ConfigError, UserError, blame
 from jaxood.rng import key_for

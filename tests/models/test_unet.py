@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxood.models.denoisers import DENOISERS, UNet
+from jaxood.models.denoisers import DENOISERS, UNet, unet
 from jaxood.rng import key_each
 
 TINY = {'channels': 8, 'multipliers': (1, 2), 'num_blocks': 1, 'attention_sizes': (4,)}
@@ -99,14 +99,24 @@ def test_rows_do_not_depend_on_their_batch():
     np.testing.assert_allclose(part, whole[order], atol=1e-5)
 
 
-def test_dropout_acts_with_keys_only_and_each_block_has_its_own_mask():
+def test_dropout_acts_with_keys_only_and_follows_them():
     x, t, condition, keys = rows()
     plain = apply(variables(), x, t, condition)
     dropped = apply(variables(), x, t, condition, keys=keys)
     assert np.all(np.abs(dropped - plain).max((1, 2, 3)) > 1e-3)
     np.testing.assert_array_equal(apply(variables(), x, t, condition, keys=keys), dropped)
-    same_rows = apply(variables(), x, t, condition, keys=keys[::-1])
-    assert np.all(np.abs(dropped - same_rows).max((1, 2, 3)) > 1e-3)
+    otherwise = apply(variables(), x, t, condition, keys=keys[::-1])
+    assert np.all(np.abs(dropped - otherwise).max((1, 2, 3)) > 1e-3)
+
+
+def test_each_block_and_row_has_its_own_dropout_key(monkeypatch):
+    x, t, condition, keys = rows()
+    params, seen = variables(one_level), []
+    record = lambda h, rate, keys: (seen.append(jax.random.key_data(keys)), h)[1]
+    monkeypatch.setattr(unet, 'dropout', record)
+    one_level.apply(params, x, t, condition, keys=keys)
+    assert len(seen) == 1 + 2 + 2  # blocks down, in the middle, up
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 5 * len(x)
 
 
 def test_jit_equals_no_jit_and_compiles_once():

@@ -1,0 +1,50 @@
+"""Pixels on the device: their ranges, and the random crop and flip of the CIFAR recipe.
+
+Pure functions of a batch, made to run inside the compiled step. Each row is changed by its own key
+alone, so the rest of the batch makes no difference to it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+    """uint8 levels 0..255 to float32 in [-1, 1], as diffusion models see them (DDPM, Sec. 3.3)."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def from_unit(x: jax.Array) -> jax.Array:
+    """[-1, 1] to the nearest uint8 level; what lies outside is clipped. Undoes `to_unit`."""
+    return jnp.round(jnp.clip((x + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
+
+
+def standardise(images: jax.Array, mean, std) -> jax.Array:
+    """uint8[..., C] to float32 (x / 255 - mean) / std; `mean` and `std` have C entries, or one."""
+    x = images.astype(jnp.float32) / 255.0
+    return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def random_crop(x: jax.Array, keys: jax.Array, *, pad: int = 4) -> jax.Array:
+    """Pads each image with `pad` zeros on all sides, and cuts its own size out again, anywhere.
+
+    `RandomCrop(32, padding=4)` of the CIFAR recipe (official code of OE, VOS, ...; He et al. 2015,
+    arXiv:1512.03385, Sec. 4.2). There pixels are levels that have not been standardised yet, so
+    give uint8 images, or [0, 1]: zero is black.
+
+    Args:
+        x: [B, H, W, C] of any type.
+        keys: a key for each row.
+    """
+
+    def crop(image, key):
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+        return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+    return jax.vmap(crop)(x, keys)
+
+
+def random_flip(x: jax.Array, keys: jax.Array) -> jax.Array:
+    """Mirrors each image [B, H, W, C] left to right with probability 1/2; a key for each row."""
+    flipped = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(flipped[:, None, None, None], x[:, :, ::-1], x)

@@ -1,0 +1,49 @@
+"""The quickstart's config, cut down so that the whole chain takes seconds."""
+
+import importlib.util
+import pathlib
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+
+def config(**changes):
+    """`configs/quickstart.py` with tiny networks and few steps; `changes` as 'a__b'=value."""
+    spec = importlib.util.spec_from_file_location('quickstart', CONFIGS / 'quickstart.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config()
+    tiny = {
+        'seeds': (0,),
+        'generator__channels': 8,
+        'generator__multipliers': (1,),
+        'generator__attention_sizes': (),
+        'diffusion__steps': 12,
+        'diffusion__batch_size': 16,
+        'diffusion__log_every': 4,
+        'diffusion__checkpoint_every': 4,
+        'sampler__steps': 3,
+        'outliers__count': 40,
+        'outliers__shard_size': 24,
+        'filter__quantile': 0.9,
+        'filter__count': 2,
+        'filter__backbone__widths': (4, 8),
+        'filter__training__steps': 12,
+        'filter__training__batch_size': 16,
+        'backbone__base': 4,
+        'detector__steps': 12,
+        'detector__batch_size': 16,
+        'detector__log_every': 4,
+        'detector__checkpoint_every': 4,
+        'parallel__inference_batch': 64,
+        'report__draws': 20,
+        'report__gallery': 16,
+        'report__tsne': False,
+    }
+    for path, value in (tiny | changes).items():
+        *sections, key = path.split('__')
+        place = c
+        for section in sections:
+            place = place[section]
+        with place.unlocked():
+            place[key] = value
+    return c
