@@ -15,7 +15,8 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 def from_unit(x: jax.Array) -> jax.Array:
     """[-1, 1] to the nearest uint8 level; what lies outside is clipped. Undoes `to_unit`."""
-    return jnp.round(jnp.clip((x + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
+    levels = (x.astype(jnp.float32) + 1.0) * 127.5
+    return jnp.round(jnp.clip(levels, 0.0, 255.0)).astype(jnp.uint8)
 
 
 def standardise(images: jax.Array, mean, std) -> jax.Array:

@@ -40,9 +40,6 @@ def builder(dataset: str, folder: str) -> type:
             paths = dl_manager.download(_urls(dataset))
             return BUILDERS[dataset](self.info.features, paths)
 
-        def _generate_examples(self):  # abstract in TFDS; the generators are passed directly
-            raise NotImplementedError
-
     return Builder
 
 
