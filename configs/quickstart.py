@@ -6,8 +6,18 @@ python -m jaxood.main --config=configs/quickstart.py --workdir=runs/quickstart
 import ml_collections
 from ml_collections import config_dict
 
+from jaxood.errors import lookup
+
 
 def get_config(variant: str = 'digits'):
+    """The config of a variant: digits, folder, cifar10 or tfds."""
+    c = digits()
+    lookup(VARIANTS, variant, 'variant')(c)
+    return c
+
+
+def digits():
+    """Scikit-learn's digits, embedded: nothing is downloaded."""
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.seeds = (0, 1, 2)
@@ -81,6 +91,7 @@ def get_config(variant: str = 'digits'):
             batch_size=64,
             crop=1,
             flip=False,
+            noise=0.0,
             optimizer=dict(name='sgd', learning_rate=0.1, weight_decay=5e-4),
             log_every=100,
             checkpoint_every=1000,
@@ -97,6 +108,7 @@ def get_config(variant: str = 'digits'):
         batch_size=64,
         crop=1,
         flip=False,
+        noise=0.0,
         optimizer=dict(name='sgd', learning_rate=0.1, weight_decay=5e-4),
         log_every=100,
         checkpoint_every=1000,
@@ -111,3 +123,47 @@ def get_config(variant: str = 'digits'):
         title='Quickstart', arm='diffusion', score='msp', draws=1000, gallery=128, tsne=True
     )
     return c
+
+
+def small_pictures(c):
+    """32 x 32 colour images instead: larger networks, nothing held out unless asked for."""
+    c.data.update(size=32, channels=3, held_out=(), held_out_validation=())
+    c.preprocessing.update(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+    c.generator.update(channels=32, multipliers=(1, 2, 2), attention_sizes=(8,))
+    c.diffusion.update(flip=True, steps=1000, batch_size=32)
+    c.detector.update(flip=True, crop=4)
+    c.filter.training.update(flip=True, crop=4)
+    c.filter.backbone.widths = (16, 32, 64)
+    c.backbone.base = 16
+    c.scores.knn.k = 50
+
+
+def folder(c):
+    """The user's own images: --config.data.id.path=DIR, one sub-folder for each class."""
+    small_pictures(c)
+    c.data.id = dict(name='folder', path=config_dict.placeholder(str))
+
+
+def cifar10(c):
+    """Arrays below --config.data.root=DIR: `images` uint8[N, 32, 32, 3] and `labels` in each file."""
+    small_pictures(c)
+    c.data.id = dict(name='npz', train='cifar10_train.npz', test='cifar10_test.npz')
+    c.data.ood = dict(
+        svhn=dict(name='npz', path='ood_svhn.npz'),
+        textures=dict(name='npz', path='ood_textures.npz'),
+    )
+
+
+def tfds(c):
+    """CIFAR-10 and SVHN through TensorFlow Datasets; --config.data.root=DIR is its data folder."""
+    small_pictures(c)
+    c.data.id = dict(name='tfds', dataset='cifar10')
+    c.data.ood = dict(svhn=dict(name='tfds', dataset='svhn_cropped'))
+
+
+VARIANTS = {
+    'digits': lambda c: None,
+    'folder': folder,
+    'cifar10': cifar10,
+    'tfds': tfds,
+}

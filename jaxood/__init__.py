@@ -1,1 +1,25 @@
+"""Out-of-distribution detectors for images, trained on outliers that diffusion models invent.
+
+The package from the top down; nothing imports what stands above it (tests/test_imports.py).
+
+    main predict              the commands; they parse before they import JAX
+    deployed                  a trained detector as a function of images
+    experiment                arms x seeds through the stages: plan, reuse, resume
+    stages/                   train_diffusion train_judges synthesise train_detector score report:
+                              they alone read the config, and leave artefacts
+    config artefacts          sections, arms, fingerprints; folders named by what made them
+    synthesis/ detectors/ report/
+                              strategies that invent outliers, and the leak filter; training
+                              methods; tables, figures and the page
+    diffusion/ models/ losses/ scores/ data/ train/
+                              schedules, process, samplers; Flax networks; losses; OOD scores;
+                              sources, splits, batches; the one training loop
+    rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
+    errors console            what the user can mend; what a run says
+
+Four systems are being built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.
+Adding a score, loss, backbone, strategy, training method or data source is one function and one
+line in that folder's table, a plain dict in its `__init__.py`.
+"""
+
 __version__ = '0.1.0'

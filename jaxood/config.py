@@ -47,7 +47,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     'backbone': (),
     'head': (),
     'detector': (
-        *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'optimizer'),
+        *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
         *('log_every', 'checkpoint_every'),
     ),
     'scores': (),

@@ -19,6 +19,7 @@ def config(**changes):
         'generator__attention_sizes': (),
         'diffusion__steps': 12,
         'diffusion__batch_size': 16,
+        'diffusion__optimizer__warmup': 2,
         'diffusion__log_every': 4,
         'diffusion__checkpoint_every': 4,
         'sampler__steps': 3,

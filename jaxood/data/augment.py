@@ -25,6 +25,25 @@ def standardise(images: jax.Array, mean, std) -> jax.Array:
     return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
+def random_noise(x: jax.Array, keys: jax.Array, *, largest: float) -> jax.Array:
+    """x + sigma n with n ~ N(0, I) and sigma ~ U[0, largest], both drawn for each row.
+
+    Our choice, for ID images and outliers alike: what a generator leaves of its noise, or smooths
+    away, no longer tells the two apart, so a detector has to look at what is shown.
+
+    Args:
+        x: float [B, H, W, C], as the network sees it.
+        keys: a key for each row.
+    """
+
+    def add(image, key):
+        key_sigma, key_noise = jax.random.split(key)
+        sigma = jax.random.uniform(key_sigma, maxval=largest)
+        return image + sigma * jax.random.normal(key_noise, image.shape)
+
+    return jax.vmap(add)(x, keys)
+
+
 def random_crop(x: jax.Array, keys: jax.Array, *, pad: int = 4) -> jax.Array:
     """Pads each image with `pad` zeros on all sides, and cuts its own size out again, anywhere.
 

@@ -113,7 +113,8 @@ def _classes(source, wanted, where):
         elif isinstance(name, int) and 0 <= name < len(names):
             numbers.add(name)
         else:
-            raise UserError(unknown(f'{where}: class {name!r}', name, names))
+            message = unknown(f'{where}: class {name!r}', name, names)
+            raise UserError(f'{message} Name classes of this set, or () for none.')
     return sorted(numbers)
 
 

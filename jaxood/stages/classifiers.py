@@ -33,7 +33,7 @@ def check(config, section, where: str) -> None:
     configs.pick(detectors.DETECTORS, section, where, like='detector')
     counts = ('steps', 'batch_size', 'log_every', 'checkpoint_every')
     configs.positive(section, where, *counts)
-    configs.positive(section, where, 'crop', minimum=0)
+    configs.positive(section, where, 'crop', 'noise', minimum=0)
     configs.build(
         state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer', steps=section['steps']
     )
@@ -78,7 +78,7 @@ def fit(
     step = _step(
         *(devices, model, section['name'], configs.freeze(keywords)),
         (section['optimizer']['name'], configs.freeze(optimizer_keywords)),
-        *(section['steps'], section['crop'], section['flip']),
+        *(section['steps'], section['crop'], section['flip'], section['noise']),
         configs.freeze(context.config.preprocessing),
     )
     batch_size = section['batch_size']
@@ -144,7 +144,7 @@ def _forward(devices: Devices, model, preprocessing):
 
 
 @functools.cache
-def _step(devices, model, method, keywords, optimizer, steps, crop, flip, preprocessing):
+def _step(devices, model, method, keywords, optimizer, steps, crop, flip, noise, preprocessing):
     """The compiled training step. Memoised: arms and seeds that train alike compile once."""
     loss_fn = functools.partial(detectors.DETECTORS[method].loss_fn, model=model, **dict(keywords))
     name, optimizer_keywords = optimizer
@@ -152,12 +152,13 @@ def _step(devices, model, method, keywords, optimizer, steps, crop, flip, prepro
 
     def prepare(images, keys):
         """uint8 rows, augmented by their own keys and standardised."""
-        keys = jax.vmap(lambda key: jax.random.split(key))(keys)
+        keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
         if crop:
             images = augment.random_crop(images, keys[:, 0], pad=crop)
         if flip:
             images = augment.random_flip(images, keys[:, 1])
-        return augment.standardise(images, **dict(preprocessing))
+        x = augment.standardise(images, **dict(preprocessing))
+        return augment.random_noise(x, keys[:, 2], largest=noise) if noise else x
 
     def loss(params, extra, data, batch, key, step):
         batch = common.rows(data, batch)
