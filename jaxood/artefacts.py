@@ -72,11 +72,14 @@ def write(path: epath.Path, content: str | bytes) -> None:
         path.write_bytes(content)
         return
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    with open(part, 'wb') as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, 'wb') as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:  # on a full disk half a file would only be in the way
+        part.unlink(missing_ok=True)
 
 
 def save(path: epath.Path, **arrays: np.ndarray) -> None:
@@ -108,7 +111,7 @@ def lock(folder: epath.Path) -> Iterator[None]:
     with open(folder / '.lock', 'a+') as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             f.seek(0)
             raise UserError(
                 f'{folder} is in use by another jaxood process ({f.read().strip() or "unknown"}). '

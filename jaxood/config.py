@@ -10,12 +10,15 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from jaxood.errors import ConfigError, unknown
+from jaxood.errors import ConfigError, blame, unknown
 
 FORMAT = 1  # of the workdir: raised when older workdirs can no longer be read
 
@@ -41,7 +44,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     'sampler': ('steps', 'guidance'),
     'outliers': ('count', 'max_candidates', 'shard_size'),
-    'filter': (),
+    'filter': ('quantile', 'count', 'backbone', 'training'),
     'weights': (),
     'preprocessing': ('mean', 'std'),
     'backbone': (),
@@ -52,12 +55,29 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     'scores': (),
     'arms': (),
-    'report': ('title', 'arm', 'score', 'keep', 'draws', 'gallery', 'tsne'),
+    'report': ('title', 'arm', 'score', 'draws', 'gallery', 'tsne'),
 }
+VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir')  # these are no sections
+LABELLED = ('scores', 'arms')  # the keys of these are labels
+UNNAMED = ('parallel', 'data', 'diffusion', 'preprocessing', 'report')  # these name no entry
+# Belong to the experiment: its runs are compared, so no arm may have its own.
+COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
+OPTIONAL = frozenset(
+    (
+        *('artefacts_dir', 'num_devices', 'outlier_ratio'),
+        *('root', 'on_error', 'memory_limit', 'size', 'channels'),
+        *('held_out', 'held_out_validation', 'ood'),
+    )
+)
 
 
 def pick(
-    table: Mapping[str, Any], section: Mapping, where: str, *, like: str | None = None
+    table: Mapping[str, Any],
+    section: Mapping,
+    where: str,
+    *,
+    like: str | None = None,
+    given: Sequence[str] = (),
 ) -> tuple[Any, dict[str, Any]]:
     """The entry that a section names, and the keyword arguments that the section sets for it.
 
@@ -68,38 +88,64 @@ def pick(
             out.
         where: the section's path, e.g. `'config.sampler'`.
         like: the entry of `SECTIONS` with the stage's keys; by default the path's last part.
+        given: arguments of the entry that the caller passes itself, which no config may set.
 
     Returns:
         (entry, keywords), the keywords as plain Python values.
 
     Raises:
-        ConfigError: no name, an unknown name, or a keyword that the entry does not take; with the
-            nearest and the list of known ones.
+        ConfigError: no name, an unknown name, a keyword that the entry does not take (with the
+            nearest and the list of known ones), one that it needs, or a value of another type.
     """
-    if 'name' not in section or section['name'] is None:
+    if not isinstance(section, (Mapping, ml_collections.ConfigDict)):
+        raise ConfigError(f"{where}={section!r} must be a section, such as dict(name='...').")
+    if section.get('name') is None:
         raise ConfigError(f'{where}.name is not set. Known: {", ".join(table)}.')
     name = section['name']
     if name not in table:
         raise ConfigError(unknown(f'{where}.name={name!r}', name, table))
     entry = table[name]
     own = SECTIONS.get(like or where.rpartition('.')[2], ())
-    given = {k: plain(v) for k, v in section.items() if k != 'name' and k not in own}
-    given = {k: v for k, v in given.items() if v is not None}
-    takes = keywords_of(entry)
-    for key in given:
+    keywords = {k: plain(v) for k, v in section.items() if k != 'name' and k not in own}
+    keywords = {k: v for k, v in keywords.items() if v is not None}
+    takes = parameters(entry, given)
+    hints = typing.get_type_hints(_function(entry))
+    for key, value in keywords.items():
         if key not in takes:
             raise ConfigError(unknown(f'{where}.{key} (of {name!r})', key, takes))
-    return entry, given
+        if not _is_a(value, hints.get(key)):
+            wanted = inspect.formatannotation(hints[key]).replace('collections.abc.', '')
+            raise ConfigError(f'{where}.{key}={value!r} must be {wanted}.')
+    for key, parameter in takes.items():
+        if parameter.default is parameter.empty and key not in keywords:
+            raise ConfigError(f'{where}.{key} is not set, and {name!r} needs it.')
+    return entry, keywords
 
 
-def keywords_of(entry: Any) -> list[str]:
-    """Names of the keyword arguments that configs may set on a table's entry."""
-    function = entry[0] if isinstance(entry, tuple) else entry
-    if hasattr(function, '__dataclass_fields__'):  # a Flax module
-        hidden = {'parent', 'name'}
-        return [f for f in function.__dataclass_fields__ if f not in hidden]
+def parameters(entry: Any, given: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
+    """The arguments of a table's entry that configs may set, by name."""
+    function = _function(entry)
+    hidden = {*given} | ({'parent', 'name'} if inspect.isclass(function) else set())  # of Flax
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+    found = inspect.signature(function).parameters
+    return {k: p for k, p in found.items() if p.kind in kinds and k not in hidden}
+
+
+def _function(entry):
+    return entry[0] if isinstance(entry, tuple) else entry
+
+
+def _is_a(value, hint) -> bool:
+    """Whether a plain value is what an annotation asks for. One that says nothing here is met."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_a(value, h) for h in inside)
+    if origin in (tuple, Sequence):
+        return isinstance(value, tuple) and all(_is_a(v, inside[0]) for v in value)
+    if hint in (int, float):
+        kinds = int if hint is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (str, bool) else True
 
 
 def plain(value: Any) -> Any:
@@ -155,10 +201,11 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping, where: str):
     changed = copy.deepcopy(config)
     with changed.unlocked():
         for key, value in overrides.items():
+            if key in COMMON:
+                raise ConfigError(f'{where}.{key}: all arms share config.{key}. Set it there.')
             if key not in SECTIONS or key not in changed:
-                raise ConfigError(
-                    unknown(f'{where}.{key}', key, [k for k in changed if k != 'arms'])
-                )
+                known = [k for k in changed if k not in COMMON]
+                raise ConfigError(unknown(f'{where}.{key}', key, known))
             _merge(changed, key, value, f'{where}.{key}', SECTIONS[key])
     return changed
 
@@ -168,7 +215,10 @@ def _merge(parent, key, value, where, own=()):
     if not isinstance(value, (Mapping, ml_collections.ConfigDict)) or not isinstance(
         old, ml_collections.ConfigDict
     ):
-        parent[key] = value
+        try:
+            parent[key] = value
+        except (TypeError, ValueError) as e:  # ConfigDict holds on to a value's type
+            raise ConfigError(f'{where}={value!r}: {e}') from e
         return
     if 'name' in value and value['name'] != old.get('name'):
         for stale in [k for k in old if k not in own]:
@@ -177,42 +227,119 @@ def _merge(parent, key, value, where, own=()):
         _merge(old, k, v, f'{where}.{k}')
 
 
-def check_sections(config: ml_collections.ConfigDict, required: tuple[str, ...]) -> None:
-    """Every section is one we know, those required are there, and seeds are different integers.
+def check_sections(config: ml_collections.ConfigDict, required: Sequence[str]) -> None:
+    """What can be said of a config without knowing its tables.
+
+    Every section is one we know, those required are there, each with all keys that its stage reads
+    and no others; values are plain and finite; seeds are different integers; arms override what
+    they may.
 
     Raises:
-        ConfigError: with the nearest known section, or what is missing.
+        ConfigError: with the nearest known name, or what is missing.
     """
     for key in config:
         if key not in SECTIONS:
             raise ConfigError(unknown(f'config.{key}', key, SECTIONS))
-    for key in ('seed', 'seeds', 'stages', *required):
+    require(config, *required)
+    for key, value in config.items():
+        _check_values(value, f'config.{key}')
+        if key not in VALUES and value is not None:
+            _check_section(value, key)
+    whole(config, 'config', 'seed', minimum=0, maximum=2**32 - 1)  # JAX would wrap around
+    seeds = config.seeds
+    if not isinstance(seeds, (tuple, list)) or not seeds or len({*seeds}) != len(seeds):
+        raise ConfigError(f'config.seeds={seeds!r}: give one or more different integers.')
+    for i in range(len(seeds)):
+        whole(seeds, 'config.seeds', i, minimum=0, maximum=2**32 - 1)
+
+
+def _check_section(section, name):
+    where = f'config.{name}'
+    if not isinstance(section, (Mapping, ml_collections.ConfigDict)):
+        raise ConfigError(f"{where}={section!r} must be a section, such as dict(name='...').")
+    if name in LABELLED:
+        for label, inner in section.items():
+            if not isinstance(inner, (Mapping, ml_collections.ConfigDict)):
+                raise ConfigError(f'{where}.{label}={inner!r} must be a section: dict(...).')
+        return
+    if name not in UNNAMED and not isinstance(section.get('name'), str):
+        raise ConfigError(f'{where}.name={section.get("name")!r} must name what is wanted.')
+    if section.get('name') != 'none':  # else nobody looks at the rest
+        check_keys(section, where, name)
+
+
+def require(config: Mapping, *keys: str) -> None:
+    """Raises ConfigError unless the config has these sections."""
+    for key in keys:
         if config.get(key) is None:
             raise ConfigError(f'config.{key} is missing: this run cannot do without it.')
-    seeds = config.seeds
-    if not seeds or len(set(seeds)) != len(seeds) or not all(isinstance(s, int) for s in seeds):
-        raise ConfigError(f'config.seeds={tuple(seeds)}: give one or more different integers.')
 
 
-def positive(config: Mapping, where: str, *keys: str, minimum: float = 1) -> None:
-    """Raises ConfigError unless each `config[key]` is a number of at least `minimum`."""
+def check_keys(section: Mapping, where: str, like: str) -> None:
+    """Raises ConfigError unless a section has the keys that a stage reads (`SECTIONS[like]`).
+
+    Other keys than these are for the entry that the section names (`pick` looks at them); where
+    none is named, or none takes keywords (the filter), there can be no others.
+    """
+    known = SECTIONS[like]
+    if like in (*UNNAMED, 'filter'):
+        for key in section:
+            if key not in (*known, 'name'):
+                raise ConfigError(unknown(f'{where}.{key}', key, known))
+    for key in known:
+        if section.get(key) is None and key not in OPTIONAL:
+            raise ConfigError(f'{where}.{key} is missing: this run cannot do without it.')
+
+
+def _check_values(value, where):
+    value = plain(value)
+    if isinstance(value, dict):
+        for k, v in value.items():
+            _check_values(v, f'{where}.{k}')
+    elif isinstance(value, tuple):
+        for i, v in enumerate(value):
+            _check_values(v, f'{where}[{i}]')
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ConfigError(f'{where}={value} must be a finite number.')
+    elif value is not None and type(value) not in (int, bool, str):
+        raise ConfigError(
+            f'{where} is a {type(value).__name__}. A config holds numbers, strings, True and '
+            'False, None, tuples and sections.'
+        )
+
+
+def whole(config: Any, where: str, *keys: Any, minimum: int = 1, maximum: float = math.inf) -> None:
+    """Raises ConfigError unless each `config[key]` is a whole number of at least `minimum`."""
     for key in keys:
-        value = config.get(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= minimum:
-            raise ConfigError(f'{where}.{key}={value!r} must be a number of at least {minimum}.')
+        value = config[key]
+        if not _is_a(value, int) or not minimum <= value <= maximum:
+            most = '' if maximum == math.inf else f' and at most {maximum}'
+            path = f'{where}[{key}]' if isinstance(key, int) else f'{where}.{key}'
+            raise ConfigError(
+                f'{path}={value!r} must be a whole number of at least {minimum}{most}.'
+            )
 
 
 def within(config: Mapping, where: str, key: str, low: float, high: float) -> None:
     """Raises ConfigError unless low <= config[key] <= high."""
-    value = config.get(key)
-    if not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ConfigError(f'{where}.{key}={value!r} must lie between {low} and {high}.')
+    value = config[key]
+    if not _is_a(value, float) or not low <= value <= high:
+        limits = f'at least {low}' if high == math.inf else f'between {low} and {high}'
+        raise ConfigError(f'{where}.{key}={value!r} must be a number, {limits}.')
 
 
-def build(table: Mapping[str, Callable], section: Mapping, where: str, **more: Any) -> Any:
+def true_or_false(config: Mapping, where: str, *keys: str) -> None:
+    """Raises ConfigError unless each `config[key]` is a bool."""
+    for key in keys:
+        if not isinstance(config[key], bool):
+            raise ConfigError(f'{where}.{key}={config[key]!r} must be True or False.')
+
+
+def build(
+    table: Mapping[str, Any], section: Mapping, where: str, like: str | None = None, **more: Any
+) -> Any:
     """Calls the picked entry with its keywords and `more`."""
-    entry, keywords = pick(table, section, where)
-    try:
+    entry, keywords = pick(table, section, where, like=like, given=tuple(more))
+    with blame(where):
         return entry(**keywords, **more)
-    except TypeError as e:
-        raise ConfigError(f'{where}: {e}') from e

@@ -44,9 +44,9 @@ class Detector:
         section = lookup(config.scores, label, f'{folder}: --score')
         facts = made['train_detector'].done
         self.classes = facts['class_names']
-        _, self.image_size, self.channels = facts['shape']
+        self.shape = tuple(facts['shape'])
         self.preprocessing, self.on_error = config.preprocessing, on_error
-        self.devices = parallel.setup(config.parallel.mode, config.parallel.get('num_devices'))
+        self.devices = parallel.setup()  # those of this machine, wherever the run was trained
         self.batch = self.devices.batch_size(batch)
         self.model = train_detector.build(config, len(self.classes), self.devices.axis_name)
         self.variables = checkpoint.load_weights(made['train_detector'] / 'weights')
@@ -73,8 +73,13 @@ class Detector:
                     yield dict.fromkeys(COLUMNS) | {'file': file, 'decision': 'error'}
 
     def _read(self, file):
-        fit = lambda image: decoding.fit(image, self.image_size, self.channels)
-        return decoding.read(file, fit, file)
+        height, width, channels = self.shape
+        size = width if width == height else None  # `fit` makes squares
+        image = decoding.read(file, lambda picture: decoding.fit(picture, size, channels))
+        if image.shape != self.shape:
+            found = f'{image.shape[1]} x {image.shape[0]}'
+            raise UserError(f'{file} is {found} pixels; this run takes {width} x {height} alone.')
+        return image
 
     def _decide(self, images):
         """Rows without the file, for uint8[n, H, W, C] with n at most a batch."""

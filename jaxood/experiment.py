@@ -17,9 +17,13 @@ from jaxood import artefacts, console, parallel
 from jaxood import config as configs
 from jaxood.artefacts import Artefact, Store
 from jaxood.config import Run
-from jaxood.errors import ConfigError, UserError, lookup
+from jaxood.errors import ConfigError, UserError, lookup, unknown
 from jaxood.stages import STAGES, common
 
+REQUIRED = (
+    *('seed', 'seeds', 'dtype', 'stages', 'parallel', 'data', 'preprocessing', 'outliers'),
+    *('filter', 'backbone', 'head', 'detector', 'scores', 'report'),
+)
 PACKAGES = ('jaxood', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scikit-learn')
 
 
@@ -45,13 +49,15 @@ def execute(config, workdir: str, only: Sequence[str] | None = None) -> None:
     runs = check(config)
     wanted = tuple(only or config.stages)
     for stage in wanted:
-        lookup(STAGES, stage, '--stages: stage')
+        if stage not in config.stages:
+            raise UserError(unknown(f'--stages: stage {stage!r}', stage, config.stages))
     folder = epath.Path(os.path.expanduser(workdir))
     with artefacts.lock(folder):
         check_format(folder)
         store = Store(os.path.expanduser(config.get('artefacts_dir') or folder / 'artefacts'))
         devices = parallel.setup(config.parallel.mode, config.parallel.get('num_devices'))
         tasks = plan(runs, store)
+        check_tasks(tasks, wanted, devices)
         console.say(table(tasks, wanted, store))
         repro = write_records(folder, config, tasks, devices)
         for task in tasks:
@@ -66,15 +72,37 @@ def check(config) -> list[Run]:
     Raises:
         ConfigError: the first setting that cannot work, with its place and how to mend it.
     """
-    configs.check_sections(config, required=('data', 'parallel'))
+    configs.check_sections(config, REQUIRED)
     for stage in config.stages:
-        lookup(STAGES, stage, 'config.stages: stage')
+        if stage not in STAGES:
+            raise ConfigError(unknown(f'config.stages: stage {stage!r}', stage, STAGES))
     runs = list(configs.runs(config))
     for run in runs:
+        common.check(run.config)
         for name, stage in STAGES.items():
             if name in config.stages and stage.applies(run.config):
                 stage.check(run.config)
     return runs
+
+
+def check_tasks(tasks: Sequence[Task], wanted: Sequence[str], devices) -> None:
+    """Looks at what is to be made together with the data, before any of it is made.
+
+    Raises:
+        UserError: a stage cannot work with these images or devices, or builds on one that is
+            neither there nor asked for.
+    """
+    for task in tasks:
+        if task.stage not in wanted or task.artefact.done is not None:
+            continue
+        config = task.runs[0].config
+        STAGES[task.stage].fits(config, common.load_data(config), devices)
+        for artefact in task.inputs.values():
+            if artefact.done is None and artefact.stage not in wanted:
+                raise UserError(
+                    f'--stages: {task.stage} builds on {artefact.stage}, which has not been made '
+                    f'yet. Ask for it too: --stages={artefact.stage},{task.stage}.'
+                )
 
 
 def plan(runs: Sequence[Run], store: Store) -> list[Task]:
@@ -101,7 +129,7 @@ def plan(runs: Sequence[Run], store: Store) -> list[Task]:
             if stage.ACROSS:
                 inputs |= {f'{run.name}/{needed}': a for needed, a in found.items()}
                 if run is not runs[-1]:
-                    continue
+                    continue  # the last one has all inputs
             else:
                 inputs = found
             fingerprint = configs.fingerprint(
@@ -139,8 +167,9 @@ def perform(task: Task, devices: parallel.Devices, repro: dict) -> None:
         seconds = round(time.monotonic() - started, 2)
         task.artefact.finish(seconds=seconds, **(facts or {}))
     folder = task.artefact.folder
-    for checkpoints in (*folder.glob('checkpoints'), *folder.glob('*/checkpoints')):
-        checkpoints.rmtree()
+    for scratch in ('checkpoints', '*/checkpoints', 'shards'):
+        for place in folder.glob(scratch):
+            place.rmtree()
 
 
 def publish(task: Task, folder: epath.Path) -> None:

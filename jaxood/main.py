@@ -15,6 +15,7 @@ An experiment is arms x seeds. What agrees between them is made once, what was m
 reused, and what was interrupted goes on.
 """
 
+import errno
 import glob
 import os
 import runpy
@@ -34,6 +35,10 @@ CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with a variant after a colon: configs/quickstart.py:digits.'
 )
 FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'stages')]
+DISK = {  # what a disk or a folder says that can't be written
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,16 +54,22 @@ def run_command(parse, execute, argv) -> int:
     except UserError as e:
         print(f'jaxood: {e}', file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has seen enough: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as e:
-        if e.errno is None or e.filename is None and e.strerror is None:
+        if e.errno not in DISK:
             raise
-        place = f' {e.filename}' if e.filename else ''
+        place = f': {e.filename}' if e.filename else ''
         print(
-            f'jaxood: {e.strerror}:{place}. What was finished is kept; free some space or choose '
+            f'jaxood: {e.strerror}{place}. What was finished is kept; free some space or choose '
             'a folder that can be written, and run the same command again.',
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:
+        print('jaxood: stopped. The same command goes on where it was.', file=sys.stderr)
+        return 130
     return 0
 
 
@@ -96,12 +107,11 @@ def check_config_flags(argv: list[str]) -> None:
 
     `config_flags` does the same afterwards, but shows a traceback for what goes wrong here.
     """
-    words = iter(argv[1:])
     given = {}
-    for word in words:
+    for word, following in zip(argv[1:], [*argv[2:], '']):
         name, equals, value = word.lstrip('-').partition('=')
         if word.startswith('-') and name.partition('.')[0] == 'config':
-            given[name] = value if equals else next(words, '')
+            given[name] = value if equals else following
     if 'config' not in given:
         return
     config = load_config(given.pop('config'))
@@ -127,8 +137,10 @@ def load_config(spec: str):
         files = sorted(glob.glob(os.path.join(folder, '*.py'))) or sorted(glob.glob('configs/*.py'))
         raise UserError(unknown(f'--config={path}: the file', path, files))
     try:
-        get_config = runpy.run_path(path)['get_config']
-        return get_config(variant) if variant else get_config()
+        found = runpy.run_path(path)
+        if 'get_config' not in found:
+            raise UserError('it has no function get_config(), which returns the config.')
+        return found['get_config'](variant) if variant else found['get_config']()
     except UserError as e:
         raise ConfigError(f'{path}: {e}') from e
     except Exception as e:

@@ -39,7 +39,6 @@ flags.DEFINE_enum(
     'on_error', 'skip', ['skip', 'stop'], 'What an unreadable image does.', flag_values=FLAGS
 )
 flags.DEFINE_integer('batch', 256, 'Images computed at a time.', flag_values=FLAGS)
-ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +71,12 @@ def parse(argv: list[str]):
 
 def execute(workdir: str, places: list[str], form: str, out: str | None, options: dict) -> None:
     """Scores every image below `places` and writes the rows as they come."""
-    files = find(places)
+    from jaxood.data.folder import ENDINGS  # noqa: PLC0415 - imports NumPy
+
+    for place in places:  # before any row is written
+        if not os.path.exists(place):
+            raise UserError(f'{place}: there is no such file or folder.')
+    files = find(places, ENDINGS)
     first = next(files, None)
     if first is None:
         raise UserError(
@@ -82,25 +86,28 @@ def execute(workdir: str, places: list[str], form: str, out: str | None, options
 
     rows = Detector(workdir, **options).rows(itertools.chain([first], files))
     if out is None:
+        sys.stdout.reconfigure(errors='surrogateescape')  # file names may be any bytes
         write(sys.stdout, rows, form)
     else:
-        with open(out, 'w', newline='') as f:
+        with open(out, 'w', newline='', errors='surrogateescape') as f:
             write(f, rows, form)
 
 
-def find(places: list[str]):
+def find(places: list[str], endings: tuple[str, ...]):
     """Image files below the given folders, in sorted order, and files given by name."""
+
+    def stop(error):
+        raise UserError(f'{error.filename} cannot be listed: {error.strerror}.')
+
     for place in places:
         if os.path.isfile(place):
             yield place
-        elif os.path.isdir(place):
-            for folder, subfolders, names in os.walk(place):
-                subfolders.sort()
-                for name in sorted(names):
-                    if name.lower().endswith(ENDINGS):
-                        yield os.path.join(folder, name)
-        else:
-            raise UserError(f'{place}: there is no such file or folder.')
+            continue
+        for folder, subfolders, names in os.walk(place, onerror=stop):
+            subfolders.sort()
+            for name in sorted(names):
+                if name.lower().endswith(endings):
+                    yield os.path.join(folder, name)
 
 
 def write(stream, rows, form: str) -> None:

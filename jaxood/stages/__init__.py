@@ -9,7 +9,9 @@ A stage is a module with
     applies(config)    whether a run has this stage
     inputs(config)     names of the stages it builds on
     settings(config)   what its result depends on, for the fingerprint; no layout, no logging
-    check(config)      raises ConfigError for what cannot work, before anything is built
+    check(config)      raises ConfigError for what cannot work, before data are read
+    fits(config, data, devices)
+                       the same, with these data on these devices, before anything is built
     run(context)       makes the artefact, or goes on with it; returns facts for `done.json`
 """
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxood import config as configs
 from jaxood import detectors, models, parallel
 from jaxood.data import augment, loader
-from jaxood.errors import ConfigError, UserError
+from jaxood.errors import ConfigError
 from jaxood.models import backbones, heads
 from jaxood.parallel import Devices
 from jaxood.rng import key_for, seed_for
@@ -20,27 +20,56 @@ from jaxood.train import loop, state
 
 def build(config, num_classes: int, backbone=None, where='config.backbone', axis_name=None):
     """The classifier that a backbone's section (`config.backbone`) and `config.head` describe."""
-    network, keywords = configs.pick(backbones.BACKBONES, backbone or config.backbone, where)
-    head, head_keywords = configs.pick(heads.HEADS, config.head, 'config.head')
-    return models.Classifier(
-        backbone=network(**keywords, dtype=common.dtype(config), axis_name=axis_name),
-        head=head(num_classes=num_classes, **head_keywords),
-    )
+    layout = dict(dtype=common.dtype(config), axis_name=axis_name)
+    network = configs.build(backbones.BACKBONES, backbone or config.backbone, where, **layout)
+    head = configs.build(heads.HEADS, config.head, 'config.head', num_classes=num_classes)
+    return models.Classifier(backbone=network, head=head)
 
 
 def check(config, section, where: str) -> None:
     """Raises ConfigError for a training section that cannot work."""
-    configs.pick(detectors.DETECTORS, section, where, like='detector')
-    counts = ('steps', 'batch_size', 'log_every', 'checkpoint_every')
-    configs.positive(section, where, *counts)
-    configs.positive(section, where, 'crop', 'noise', minimum=0)
+    configs.check_keys(section, where, 'detector')
+    _method(section, where)
+    configs.whole(section, where, 'steps', 'batch_size', 'log_every', 'checkpoint_every')
+    configs.whole(section, where, 'crop', minimum=0)
+    configs.within(section, where, 'noise', 0.0, np.inf)
+    configs.true_or_false(section, where, 'flip')
     configs.build(
         state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer', steps=section['steps']
     )
-    configs.pick(heads.HEADS, config.head, 'config.head')
-    common.dtype(config)
-    if not np.all(np.asarray(configs.plain(config.preprocessing.std)) > 0):
-        raise ConfigError(f'config.preprocessing.std={config.preprocessing.std} must be above 0.')
+
+
+def fits(config, data, devices, model, section, where: str, num_outliers: int = 0) -> None:
+    """Raises UserError for a training that these images, devices and this network do not allow.
+
+    Traces one step on shapes alone: what the method or the network refuse, they refuse here.
+    """
+    train, batch_size = data.id.train, section['batch_size']
+    common.check_batch(batch_size, len(train), devices, f'{where}.batch_size')
+    for key in ('mean', 'std'):
+        values = config.preprocessing[key]
+        if isinstance(values, tuple) and len(values) not in (1, train.shape[-1]):
+            raise ConfigError(
+                f'config.preprocessing.{key} has {len(values)} values, the images have '
+                f'{train.shape[-1]} channels. Give one value for each, or one for all.'
+            )
+    batch = {
+        'image': jax.ShapeDtypeStruct((batch_size, *train.shape), np.uint8),
+        **{k: jax.ShapeDtypeStruct((batch_size,), np.int32) for k in ('label', 'index')},
+        'outlier_image': jax.ShapeDtypeStruct((num_outliers, *train.shape), np.uint8),
+        'outlier_index': jax.ShapeDtypeStruct((num_outliers,), np.int32),
+    }
+    method, keywords = _method(section, where)
+    loss = _loss(model, section['name'], configs.freeze(keywords), *_augmentation(config, section))
+
+    def step(batch):
+        key = jax.random.key(0)
+        variables = model.init(key, jnp.zeros((1, *train.shape)), train=False)
+        extra = method.init_extra(variables)
+        return loss(variables['params'], extra, None, batch, key, jnp.zeros((), jnp.int32))
+
+    with common.rehearsal(where):
+        jax.eval_shape(step, batch)
 
 
 def fit(
@@ -66,20 +95,18 @@ def fit(
         (variables {'params', 'batch_stats'} as from one device, facts).
     """
     devices, train = context.devices, context.data.id.train
-    method, keywords = configs.pick(detectors.DETECTORS, section, where, like='detector')
+    method, keywords = _method(section, where)
     root = key_for(seed, *purpose)
-    example = jnp.zeros((1, *train.shape))
-    variables = jax.jit(functools.partial(model.init, train=False))(key_for(root, 'init'), example)
+    variables = _init(model)(key_for(root, 'init'), jnp.zeros((1, *train.shape)))
     optimizer, optimizer_keywords = configs.pick(
-        state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer'
+        state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer', given=('steps',)
     )
     tx = optimizer(steps=section['steps'], **optimizer_keywords)
     start = state.create(variables['params'], tx, method.init_extra(variables), ema=False)
     step = _step(
         *(devices, model, section['name'], configs.freeze(keywords)),
-        (section['optimizer']['name'], configs.freeze(optimizer_keywords)),
-        *(section['steps'], section['crop'], section['flip'], section['noise']),
-        configs.freeze(context.config.preprocessing),
+        (section['optimizer']['name'], configs.freeze(optimizer_keywords), section['steps']),
+        *_augmentation(context.config, section),
     )
     batch_size = section['batch_size']
     num_outliers = 0
@@ -91,7 +118,7 @@ def fit(
         limit=context.config.data.device_limit,
     )
     if outliers is not None:
-        num_outliers = round(batch_size * section['outlier_ratio'])
+        num_outliers = outliers_per_batch(section)
         data, feed = _with_outliers(
             data, feed, outliers, devices, num_outliers, seed_for(seed, *purpose, 'outlier batches')
         )
@@ -143,12 +170,39 @@ def _forward(devices: Devices, model, preprocessing):
     return devices.compile_rows(forward)
 
 
+def outliers_per_batch(section) -> int:
+    """How many outliers stand beside the ID images of a batch."""
+    return round(section['batch_size'] * section['outlier_ratio'])
+
+
+def _method(section, where):
+    """The training method that a section names, and the keywords that it sets."""
+    given = ('params', 'extra', 'batch', 'key', 'model', 'step', 'prepare')
+    return configs.pick(detectors.DETECTORS, section, where, like='detector', given=given)
+
+
+def _augmentation(config, section):
+    look = configs.freeze(config.preprocessing)
+    return section['crop'], section['flip'], section['noise'], look
+
+
 @functools.cache
-def _step(devices, model, method, keywords, optimizer, steps, crop, flip, noise, preprocessing):
+def _init(model):
+    return jax.jit(functools.partial(model.init, train=False))
+
+
+@functools.cache
+def _step(devices, model, method, keywords, optimizer, *augmentation):
     """The compiled training step. Memoised: arms and seeds that train alike compile once."""
-    loss_fn = functools.partial(detectors.DETECTORS[method].loss_fn, model=model, **dict(keywords))
-    name, optimizer_keywords = optimizer
+    loss = _loss(model, method, keywords, *augmentation)
+    name, optimizer_keywords, steps = optimizer
     tx = state.OPTIMIZERS[name](steps=steps, **dict(optimizer_keywords))
+    return devices.compile_step(functools.partial(loop.train_step, loss_fn=loss, tx=tx))
+
+
+def _loss(model, method, keywords, crop, flip, noise, preprocessing):
+    """The `loss_fn` of `loop.train_step` for one of the methods."""
+    loss_fn = functools.partial(detectors.DETECTORS[method].loss_fn, model=model, **dict(keywords))
 
     def prepare(images, keys):
         """uint8 rows, augmented by their own keys and standardised."""
@@ -166,16 +220,11 @@ def _step(devices, model, method, keywords, optimizer, steps, crop, flip, noise,
             batch |= {'outlier_image': data['outlier_image'][batch['outlier_index']]}
         return loss_fn(params, extra, batch, key, step=step, prepare=prepare)
 
-    return devices.compile_step(functools.partial(loop.train_step, loss_fn=loss, tx=tx))
+    return loss
 
 
 def _with_outliers(data, feed, outliers, devices, number, seed):
     """Adds `number` rows of the outliers, in an order of their own, to each batch."""
-    if number > len(outliers):
-        raise UserError(
-            f'a batch takes {number} outliers, but there are only {len(outliers)}. Raise '
-            'config.outliers.count or lower config.detector.outlier_ratio.'
-        )
     resident = devices.replicate({'outlier_image': outliers})
 
     def both(n):

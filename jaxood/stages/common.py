@@ -1,5 +1,6 @@
 """What several stages need: the data in its roles, networks built from the config, batches."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -20,6 +21,8 @@ from jaxood.parallel import Devices
 from jaxood.rng import seed_for
 
 HELD_OUT = 'held_out'  # the near-OOD set of classes left out of the ID set
+NAMED = ('validation', 'test', HELD_OUT, 'held_out_validation')  # sets of the ID source
+GROUPS = ('near', 'far')
 LAYOUT = ('log_every', 'checkpoint_every')  # keys that no result depends on
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -66,6 +69,31 @@ class Context:
         return self.devices.batch_size(self.config.parallel.inference_batch)
 
 
+def check(config) -> None:
+    """Raises ConfigError for settings of the data, their look and the devices that cannot work.
+
+    What is wrong with the data themselves, `load_data` finds.
+    """
+    c, data = config.parallel, config.data
+    configs.whole(c, 'config.parallel', 'inference_batch')
+    if c.get('num_devices') is not None:
+        configs.whole(c, 'config.parallel', 'num_devices')
+    configs.whole(data, 'config.data', 'device_limit', minimum=0)
+    configs.within(data, 'config.data', 'validation', 0.0, 1.0)
+    configs.within(data, 'config.data', 'test', 0.0, 1.0)
+    for name, section in (data.get('ood') or {}).items():
+        if name in NAMED:
+            raise ConfigError(f'config.data.ood.{name}: a set of the run has that name already.')
+        check_name(GROUPS, section.get('group', 'far'), f'config.data.ood.{name}.group')
+    for key in ('mean', 'std'):
+        values = configs.plain(config.preprocessing[key])
+        values = dict(enumerate(values if isinstance(values, tuple) else [values]))
+        for i in values:
+            low = -np.inf if key == 'mean' else 1e-6  # the images are divided by std
+            configs.within(values, f'config.preprocessing.{key}', i, low, np.inf)
+    dtype(config)
+
+
 def load_data(config) -> Data:
     """Reads all sets of a config once a process; arms that change other sections share them."""
     return _load_data(json.dumps(configs.plain(config.data), sort_keys=True), config.seed)
@@ -79,11 +107,9 @@ def _load_data(section, seed):
 
     def load(section, where):
         section = {k: v for k, v in section.items() if k != 'group'}
-        entry, keywords = configs.pick(sources.SOURCES, section, where)
-        takes = configs.keywords_of(entry)
+        takes = configs.parameters(sources.SOURCES.get(section.get('name'), dict))
         common = {k: v for k, v in (every | files).items() if k in takes}
-        with blame(where):
-            return entry(**(common | keywords))
+        return configs.build(sources.SOURCES, common | section, where)
 
     with blame('config.data'):
         roles = splits.roles(
@@ -93,6 +119,16 @@ def _load_data(section, seed):
             held_out=c.get('held_out') or (),
             held_out_validation=c.get('held_out_validation') or (),
             seed=seed_for(seed, 'splits'),
+        )
+    if roles.train.labels is None:
+        raise ConfigError(
+            'config.data.id: the images have no labels, which everything here is trained on. Sort '
+            "them into a folder for each class, or add 'labels' to the NPZ file. (Learning labels "
+            'from the images alone, pseudo_label, is yet to come.)'
+        )
+    if len(roles.validation) == 0:
+        raise ConfigError(
+            'config.data.validation=0 leaves no ID images to set thresholds on. 0.1 is usual.'
         )
     ood, groups = {}, {}
     if roles.held_out is not None:
@@ -121,11 +157,6 @@ def feed(examples, devices: Devices, *, batch_size: int, seed: int, limit: int):
         `batches(n)` iterates over host batches from number n on, without end: `index` alone, or
         with `image` and `label`. `rows` turns either into the batch of the step.
     """
-    if batch_size % devices.count:
-        raise ConfigError(
-            f'batch_size={batch_size} cannot be split over {devices.count} devices. Make it a '
-            'multiple, or set config.parallel.num_devices.'
-        )
     if examples.images is None or examples.images.nbytes > limit:
         stream = lambda n: loader.stream(examples, batch_size=batch_size, seed=seed, start=n)
         return None, stream
@@ -157,6 +188,36 @@ def settings(config, *sections: str) -> dict:
         return {k: strip(v) for k, v in value.items() if k not in LAYOUT and v is not None}
 
     return {name: strip(configs.plain(config[name])) for name in sections}
+
+
+def check_batch(batch_size: int, count: int, devices: Devices, where: str) -> None:
+    """Raises ConfigError unless `count` images fill a batch, and the devices can share it."""
+    if batch_size > count:
+        raise ConfigError(
+            f'{where}={batch_size} is more than the {count} ID training images there are. Set it '
+            f'to {count} or less.'
+        )
+    check_split(batch_size, devices, f'{where}={batch_size}')
+
+
+def check_split(rows: int, devices: Devices, what: str) -> None:
+    """Raises ConfigError unless every device can have equally many rows."""
+    if rows % devices.count:
+        raise ConfigError(
+            f'{what} rows cannot be split over {devices.count} devices. Make them a multiple of '
+            f'{devices.count}, or set config.parallel.num_devices.'
+        )
+
+
+@contextlib.contextmanager
+def rehearsal(where: str):
+    """Turns what a network refuses, tried out on shapes before anything is built, into an error
+    of the config: modules know no config and raise ValueErrors."""
+    try:
+        with blame(where):
+            yield
+    except ValueError as e:
+        raise ConfigError(f'{where}: {e}') from e
 
 
 def check_name(table, name: str, where: str) -> None:

@@ -34,12 +34,22 @@ def settings(config) -> dict:
 
 def check(config) -> None:
     c = config.report
-    configs.positive(c, 'config.report', 'draws', minimum=10)
+    configs.whole(c, 'config.report', 'draws', minimum=10)
+    configs.whole(c, 'config.report', 'gallery')
+    configs.true_or_false(c, 'config.report', 'tsne')
     if c.score not in config.scores:
         raise ConfigError(unknown(f'config.report.score={c.score!r}', c.score, config.scores))
     arms = list(config.get('arms') or {'main': {}})
     if c.arm not in arms:
         raise ConfigError(unknown(f'config.report.arm={c.arm!r}', c.arm, arms))
+
+
+def fits(config, data, devices) -> None:
+    if not data.ood:
+        raise ConfigError(
+            'there is no OOD set to report on. Name one in config.data.ood, or hold classes out '
+            '(config.data.held_out).'
+        )
 
 
 def run(context: Context) -> dict:

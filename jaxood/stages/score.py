@@ -44,7 +44,22 @@ def check(config) -> None:
     if not config.scores:
         raise ConfigError(f'config.scores is empty. Name a score, such as {", ".join(SCORES)}.')
     for label, section in config.scores.items():
-        configs.pick(SCORES, named(label, section), f'config.scores.{label}')
+        _pick(label, section)
+
+
+def fits(config, data, devices) -> None:
+    for label, section in config.scores.items():
+        k = _pick(label, section)[1].get('k', 1)
+        if k > len(data.id.train):
+            raise ConfigError(
+                f'config.scores.{label}.k={k}, but there are only {len(data.id.train)} ID training '
+                'images to be neighbours. Set k to that or less.'
+            )
+
+
+def _pick(label, section):
+    where = f'config.scores.{label}'
+    return configs.pick(SCORES, named(label, section), where, given=('bank', 'head'))
 
 
 def named(label: str, section) -> dict:
@@ -104,7 +119,7 @@ def fit(label: str, section, bank, head, *, rows: int):
         UserError: settings that the bank does not allow, or a score that is not finite.
     """
     where = f'config.scores.{label}'
-    entry, keywords = configs.pick(SCORES, named(label, section), where)
+    entry, keywords = _pick(label, section)
     with blame(where):
         params = jax.device_put(entry.fit(bank, head, **keywords))
     compiled = _compiled(named(label, section)['name'])

@@ -6,7 +6,6 @@ neither shard nor batch size, devices or a restart change which images come out.
 
 import itertools
 import json
-import shutil
 import time
 
 import jax
@@ -57,13 +56,14 @@ def settings(config) -> dict:
 
 def check(config) -> None:
     c = config.outliers
-    configs.positive(c, 'config.outliers', 'count', 'max_candidates', 'shard_size')
-    configs.pick(STRATEGIES, c, 'config.outliers')
-    if train_judges.applies(config):
-        configs.within(config.filter, 'config.filter', 'quantile', 0.0, 1.0)
+    configs.whole(c, 'config.outliers', 'count', 'shard_size')
+    configs.whole(c, 'config.outliers', 'max_candidates', minimum=c.count)
+    _strategy(config)
     if not train_diffusion.applies(config):
         return
-    configs.pick(diffusion.SAMPLERS, config.sampler, 'config.sampler')
+    _sampler(config)
+    configs.whole(config.sampler, 'config.sampler', 'steps')
+    configs.within(config.sampler, 'config.sampler', 'guidance', -np.inf, np.inf)
     guidance, label_dropout = config.sampler.guidance, config.diffusion.label_dropout
     if guidance != 0.0 and label_dropout == 0.0:
         raise ConfigError(
@@ -72,7 +72,11 @@ def check(config) -> None:
             '0 (0.1 is usual), or guidance=0.0.'
         )
     with blame('config.sampler'):
-        samplers.strided(config.diffusion.schedule.num_steps, config.sampler.steps)
+        samplers.strided(len(train_diffusion.schedule(config)) - 1, config.sampler.steps)
+
+
+def fits(config, data, devices) -> None:
+    _build(config, data, generate=None)
 
 
 def run(context: Context) -> dict:
@@ -100,7 +104,6 @@ def run(context: Context) -> dict:
     rejected = np.concatenate(rejected)[:REJECTED_KEPT]
     artefacts.save(context.artefact / 'rejected.npz', images=rejected)
     artefacts.save(context.artefact / 'outliers.npz', images=np.concatenate(kept))
-    shutil.rmtree(context.artefact / 'shards')
     rate = {'acceptance': round(made / len(index), 5)}
     progress.close(candidates=len(index), **rate, **speed)
     return {'candidates': len(index), **rate, **speed}
@@ -117,9 +120,10 @@ def shards(context: Context, judges):
     render = _compiled(devices, rows)
     shared = devices.replicate(shared)
     size, times = context.num_rows(), []
-    for start in itertools.count(0, config.outliers.shard_size):
-        numbers = np.arange(start, start + config.outliers.shard_size, dtype=np.int32)
-        path = context.artefact / f'shards/{start:09d}.npz'
+    length = min(config.outliers.shard_size, -(-config.outliers.count // size) * size)
+    for start in itertools.count(0, length):
+        numbers = np.arange(start, start + length, dtype=np.int32)
+        path = context.artefact / f'shards/{start:09d}-{start + length:09d}.npz'
         if path.exists():
             facts = artefacts.load(path)
         else:
@@ -144,23 +148,36 @@ def shards(context: Context, judges):
 def renderer(context: Context):
     """(rows, shared): `rows(shared, index)` makes candidates `index` int32[B], before rounding."""
     config, data = context.config, context.data
-    strategy, keywords = configs.pick(STRATEGIES, config.outliers, 'config.outliers')
-    offers = {'shape': lambda: data.shape, 'num_classes': lambda: data.num_classes}
-    shared = {'key': key_for(config.seed, 'outliers')}
-    if 'generate' in strategy.needs:
-        offers['generate'] = lambda: _generate(config, data.num_classes)
+    generate, shared = None, {'key': key_for(config.seed, 'outliers')}
+    if train_diffusion.applies(config):
+        generate = _generate(config, data.num_classes)
         weights = checkpoint.load_weights(context.inputs['train_diffusion'] / 'weights')
         shared |= {'params': weights['params'], 'guidance': np.float32(config.sampler.guidance)}
-    with blame('config.outliers'):
-        make = strategy.build(**{k: offers[k]() for k in strategy.needs}, **keywords)
+    make = _build(config, data, generate)
     return lambda shared, index: make(shared, index, shared['key']), shared
 
 
+def _build(config, data, generate):
+    """The strategy's `rows`; its own settings are checked here."""
+    strategy, keywords = _strategy(config)
+    offers = {'shape': data.shape, 'num_classes': data.num_classes, 'generate': generate}
+    with blame('config.outliers'):
+        return strategy.build(**{k: offers[k] for k in strategy.needs}, **keywords)
+
+
+def _strategy(config):
+    given = ('shape', 'num_classes', 'generate')
+    return configs.pick(STRATEGIES, config.outliers, 'config.outliers', given=given)
+
+
+def _sampler(config):
+    given = ('now', 'before', 'alpha_bar_s', 'draw')
+    return configs.pick(diffusion.SAMPLERS, config.sampler, 'config.sampler', given=given)
+
+
 def _generate(config, num_classes):
-    sampler, options = configs.pick(diffusion.SAMPLERS, config.sampler, 'config.sampler')
-    schedule = configs.build(
-        diffusion.SCHEDULES, config.diffusion.schedule, 'config.diffusion.schedule'
-    )
+    sampler, options = _sampler(config)
+    schedule = train_diffusion.schedule(config)
     return generator(
         train_diffusion.build(config, num_classes),
         alpha_bar=schedule,

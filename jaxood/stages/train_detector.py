@@ -1,9 +1,10 @@
 """Trains a detector: a classifier of the ID classes, by one of the methods in `detectors`."""
 
+import numpy as np
+
 from jaxood import artefacts, detectors
 from jaxood import config as configs
 from jaxood.errors import ConfigError
-from jaxood.models import backbones
 from jaxood.stages import classifiers, common
 from jaxood.stages.common import Context
 from jaxood.train import checkpoint
@@ -35,7 +36,7 @@ def settings(config) -> dict:
 def check(config) -> None:
     c, where = config.detector, 'config.detector'
     classifiers.check(config, c, where)
-    configs.pick(backbones.BACKBONES, config.backbone, 'config.backbone')
+    build(config, num_classes=2)
     reads = detectors.DETECTORS[c.name].uses_outliers
     if reads and not uses_outliers(config):
         raise ConfigError(
@@ -49,7 +50,22 @@ def check(config) -> None:
             'them, such as oe.'
         )
     if reads:
-        configs.positive(c, where, 'outlier_ratio', minimum=1 / c.batch_size)
+        configs.within(c, where, 'outlier_ratio', 1 / c.batch_size, np.inf)
+        number = classifiers.outliers_per_batch(c)
+        if number > config.outliers.count:
+            raise ConfigError(
+                f'a batch takes {number} outliers, but config.outliers.count='
+                f'{config.outliers.count}. Raise that, or lower {where}.outlier_ratio.'
+            )
+
+
+def fits(config, data, devices) -> None:
+    c, where, number = config.detector, 'config.detector', 0
+    if uses_outliers(config):
+        number = classifiers.outliers_per_batch(c)
+        common.check_split(number, devices, f'{where}.outlier_ratio={c.outlier_ratio}: {number}')
+    model = build(config, data.num_classes)
+    classifiers.fits(config, data, devices, model, c, where, number)
 
 
 def build(config, num_classes: int, axis_name=None):

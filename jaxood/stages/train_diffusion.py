@@ -4,11 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxood import config as configs
 from jaxood import diffusion
 from jaxood.data import augment
 from jaxood.diffusion import process
+from jaxood.errors import ConfigError
 from jaxood.models.denoisers import DENOISERS
 from jaxood.rng import key_each, key_for, seed_for
 from jaxood.stages import common
@@ -36,21 +38,40 @@ def settings(config) -> dict:
 
 
 def check(config) -> None:
+    configs.require(config, 'generator', 'diffusion', 'sampler')
     c, where = config.diffusion, 'config.diffusion'
-    configs.positive(c, where, 'steps', 'batch_size', 'log_every', 'checkpoint_every')
+    configs.whole(c, where, 'steps', 'batch_size', 'log_every', 'checkpoint_every')
     configs.within(c, where, 'label_dropout', 0.0, 1.0)
     configs.within(c, where, 'ema_decay', 0.0, 1.0)
-    configs.pick(DENOISERS, config.generator, 'config.generator')
+    configs.true_or_false(c, where, 'flip')
+    build(config, num_classes=2)
     common.check_name(diffusion.PREDICTIONS, c.prediction, f'{where}.prediction')
-    configs.build(diffusion.SCHEDULES, c.schedule, f'{where}.schedule')
+    alpha_bar = schedule(config)
+    if not (np.all(np.diff(alpha_bar) <= 0) and alpha_bar[-1] > 0):
+        raise ConfigError(f'{where}.schedule: the signal must fall, and some be left at the end.')
     configs.build(state.OPTIMIZERS, c.optimizer, f'{where}.optimizer', steps=c.steps)
-    common.dtype(config)
+
+
+def fits(config, data, devices) -> None:
+    train, model = data.id.train, build(config, data.num_classes)
+    batch_size = config.diffusion.batch_size
+    common.check_batch(batch_size, len(train), devices, 'config.diffusion.batch_size')
+    with common.rehearsal('config.generator'):
+        jax.eval_shape(lambda: _init(model, jax.random.key(0), train.shape))
+
+
+def schedule(config):
+    """alpha_bar float32[T + 1] of `config.diffusion.schedule`."""
+    where, section = 'config.diffusion.schedule', config.diffusion.schedule
+    if 'num_steps' in section:
+        configs.whole(section, where, 'num_steps')
+    return configs.build(diffusion.SCHEDULES, section, where)
 
 
 def build(config, num_classes: int):
     """The network that `config.generator` describes."""
-    network, keywords = configs.pick(DENOISERS, config.generator, 'config.generator')
-    return network(num_classes=num_classes, dtype=common.dtype(config), **keywords)
+    layout = dict(num_classes=num_classes, dtype=common.dtype(config))
+    return configs.build(DENOISERS, config.generator, 'config.generator', **layout)
 
 
 def run(context: Context) -> dict:
@@ -59,12 +80,12 @@ def run(context: Context) -> dict:
     model = build(config, context.data.num_classes)
     root = key_for(config.seed, 'diffusion')
     params = _init(model, root, train.shape)
-    _, optimizer = configs.pick(state.OPTIMIZERS, c.optimizer, 'config.diffusion.optimizer')
-    tx = state.OPTIMIZERS[c.optimizer.name](steps=c.steps, **optimizer)
+    where = 'config.diffusion.optimizer'
+    tx = configs.build(state.OPTIMIZERS, c.optimizer, where, steps=c.steps)
     loss = functools.partial(
         loss_fn,
         model=model,
-        alpha_bar=configs.build(diffusion.SCHEDULES, c.schedule, 'config.diffusion.schedule'),
+        alpha_bar=schedule(config),
         prediction=diffusion.PREDICTIONS[c.prediction],
         label_dropout=c.label_dropout,
         flip=c.flip,

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from jaxood import artefacts
+from jaxood import artefacts, detectors
 from jaxood import config as configs
-from jaxood.models import backbones
+from jaxood.errors import ConfigError
 from jaxood.stages import classifiers, common
 from jaxood.stages.common import Context
 from jaxood.synthesis import filter as leaks
@@ -34,9 +34,17 @@ def settings(config) -> dict:
 def check(config) -> None:
     c, where = config.filter, 'config.filter'
     common.check_name(leaks.FILTERS, c.name, f'{where}.name')
-    configs.positive(c, where, 'count')
-    configs.pick(backbones.BACKBONES, c.backbone, f'{where}.backbone')
+    configs.whole(c, where, 'count')
+    configs.within(c, where, 'quantile', 0.0, 1.0)
     classifiers.check(config, c.training, f'{where}.training')
+    if detectors.DETECTORS[c.training.name].uses_outliers:
+        raise ConfigError(f"{where}.training.name: judges see ID images alone, such as 'plain'.")
+    build(config, num_classes=2)
+
+
+def fits(config, data, devices) -> None:
+    model, where = build(config, data.num_classes), 'config.filter.training'
+    classifiers.fits(config, data, devices, model, config.filter.training, where)
 
 
 def run(context: Context) -> dict:

@@ -1,7 +1,13 @@
 """Saving and restoring train states and weights, by Orbax."""
 
+import contextlib
+import errno
+import os
+import re
+import shutil
 from typing import Any
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -15,10 +21,12 @@ class Checkpoints:
 
     def __init__(self, folder: epath.Path):
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self.folder = folder
         self.manager = ocp.CheckpointManager(folder, options=options)
 
     def save(self, step: int, state: TrainState) -> None:
-        self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+        with _writing(self.folder, state):
+            self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The latest state, placed as `like` is (also on another number of devices), or None."""
@@ -34,8 +42,9 @@ class Checkpoints:
 
 def save_weights(folder: epath.Path, weights: Any) -> None:
     """Writes a pytree of dicts of arrays, e.g. `{'params': ..., 'batch_stats': ...}`."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _writing(folder.parent, weights), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, weights, force=True)
+        checkpointer.wait_until_finished()
 
 
 def load_weights(folder: epath.Path) -> Any:
@@ -47,3 +56,28 @@ def load_weights(folder: epath.Path) -> Any:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
         )
         return checkpointer.restore(folder, target)
+
+
+@contextlib.contextmanager
+def _writing(folder, tree):
+    """Makes a disk that is full or read-only an OSError, as everywhere else.
+
+    Orbax raises a ValueError that quotes the system's error number, after pages of log. So the room
+    is looked at first; that error remains for quotas, and for disks that fill up meanwhile.
+    """
+    if '://' not in os.fspath(folder):
+        needed = sum(x.nbytes for x in jax.tree.leaves(tree))
+        if shutil.disk_usage(folder).free < 1.1 * needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder))
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    try:
+        yield
+    except ValueError as e:
+        number = re.search(r"os_error_code='(\d+)'", str(e))
+        if number is None:
+            raise
+        number = int(number[1])
+        raise OSError(number, os.strerror(number), os.fspath(folder)) from e
+    finally:
+        absl.logging.set_verbosity(verbosity)

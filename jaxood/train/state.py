@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxood.errors import UserError
+
 
 class TrainState(NamedTuple):
     """Everything a training step changes. A pytree."""
@@ -44,6 +46,7 @@ def sgd(
     The recipe of the outlier-exposure family (official code, hendrycks/outlier-exposure): weight
     decay is added to the gradient of every parameter before the momentum.
     """
+    _check_rate(learning_rate)
     schedule = optax.cosine_decay_schedule(
         learning_rate, steps, alpha=final_learning_rate / learning_rate
     )
@@ -67,12 +70,22 @@ def adam(
         warmup: steps of linear warm-up from 0.
         clip: the largest global gradient norm; None does not clip.
     """
+    _check_rate(learning_rate)
+    if not 0 <= warmup < steps:
+        raise UserError(f'warmup={warmup} must be less than the {steps} steps there are.')
+    if clip is not None and not clip > 0.0:
+        raise UserError(f'clip={clip} must be above 0, or None for no clipping.')
     final = learning_rate if final_learning_rate is None else final_learning_rate
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else learning_rate, learning_rate, warmup, steps, end_value=final
     )
     before = [] if clip is None else [optax.clip_by_global_norm(clip)]
     return optax.chain(*before, optax.adam(schedule))
+
+
+def _check_rate(learning_rate):
+    if not learning_rate > 0.0:
+        raise UserError(f'learning_rate={learning_rate} must be above 0.')
 
 
 OPTIMIZERS = {'sgd': sgd, 'adam': adam}

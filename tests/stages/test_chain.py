@@ -33,7 +33,14 @@ def made(folder, stage, arm='diffusion', seed='0'):
 
 def test_a_run_leaves_what_the_readme_promises(finished):
     folder, _ = finished
-    for name in ('report.html', 'results.json', 'results.csv', 'runs.json', 'config.json', 'repro.json'):
+    for name in (
+        'report.html',
+        'results.json',
+        'results.csv',
+        'runs.json',
+        'config.json',
+        'repro.json',
+    ):
         assert (folder / name).stat().st_size > 0
     for arm, seeds in json.loads((folder / 'runs.json').read_text()).items():
         for stages in seeds.values():
@@ -176,7 +183,9 @@ def test_second_call_of_every_step_compiles_nothing(finished, tmp_path):
     )
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, _, **more: compiled.append(name) if name.endswith('backend_compile_duration') else 0
+        lambda name, _, **more: (
+            compiled.append(name) if name.endswith('backend_compile_duration') else 0
+        )
     )
     config = tiny.config(parallel__num_devices=1, seeds=(2,), artefacts_dir=shared)
     main.execute(config, str(tmp_path / 'b'), only=['train_detector', 'score'])
