@@ -145,7 +145,7 @@ def _is_a(value, hint) -> bool:
     if hint in (int, float):
         kinds = int if hint is int else (int, float)
         return isinstance(value, kinds) and not isinstance(value, bool)
-    return isinstance(value, hint) if hint in (str, bool) else True
+    return isinstance(value, hint) if hint in (str, bool, type(None)) else True
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What all tests share: eight virtual CPU devices, and a compilation cache that outlives the run."""
+"""What all tests share: eight virtual CPU devices, a compilation cache that outlives the run."""
 
 import os
 import pathlib
@@ -22,6 +22,28 @@ def real_data() -> pathlib.Path:
     if not folder:
         pytest.skip('JAXOOD_TEST_DATA names no folder with the real images')
     return pathlib.Path(folder)
+
+
+_programs = []
+
+
+@pytest.fixture(scope='session')
+def _listening():
+    """JAX has no way to stop listening, so this happens once."""
+    import jax
+
+    def note(name, seconds, **more):
+        if name == '/jax/core/compile/backend_compile_duration':
+            _programs.append(more.get('fun_name', name))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+
+
+@pytest.fixture
+def compiled(_listening):
+    """The programs compiled, or fetched from the cache, since the test began; it may clear it."""
+    _programs.clear()
+    return _programs
 
 
 @pytest.hookimpl(hookwrapper=True)

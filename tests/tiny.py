@@ -7,7 +7,7 @@ CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
 
 def config(**changes):
-    """`configs/quickstart.py` with tiny networks and few steps; `changes` as 'a__b'=value."""
+    """`configs/quickstart.py` with tiny networks and few steps; `changes` as a__b=value."""
     spec = importlib.util.spec_from_file_location('quickstart', CONFIGS / 'quickstart.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -22,9 +22,8 @@ def config(**changes):
         'diffusion__optimizer__warmup': 2,
         'diffusion__log_every': 4,
         'diffusion__checkpoint_every': 4,
-        'sampler__steps': 3,
-        'outliers__count': 40,
-        'outliers__shard_size': 24,
+        'sampler': dict(name='dpmpp_2m', steps=3, guidance=0.0),
+        'outliers': dict(name='label_mixup', count=40, max_candidates=2000, shard_size=24),
         'filter__quantile': 0.9,
         'filter__count': 2,
         'filter__backbone__widths': (4, 8),
@@ -39,6 +38,12 @@ def config(**changes):
         'report__draws': 20,
         'report__gallery': 16,
         'report__tsne': False,
+        'report__arm': 'diffusion',
+        'arms': dict(
+            none=dict(outliers=dict(name='none'), detector=dict(name='plain')),
+            noise=dict(outliers=dict(name='uniform_noise')),
+            diffusion=dict(),
+        ),
     }
     for path, value in (tiny | changes).items():
         *sections, key = path.split('__')

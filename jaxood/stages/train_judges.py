@@ -26,9 +26,9 @@ def inputs(config) -> tuple[str, ...]:
 
 
 def settings(config) -> dict:
-    judges = configs.plain(config.filter)
-    del judges['quantile']  # which candidates pass is the next stage's business
-    return common.settings(config, 'seed', 'dtype', 'preprocessing', 'head') | {'filter': judges}
+    used = common.settings(config, 'seed', 'dtype', 'preprocessing', 'head', 'filter')
+    del used['filter']['quantile']  # which candidates pass is the next stage's business
+    return used
 
 
 def check(config) -> None:

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
+import tiny
 from etils import epath
 
-import tiny
 from jaxood import artefacts, experiment, main, parallel, predict
 from jaxood.errors import UserError
 from jaxood.stages import STAGES, common, synthesise
@@ -174,21 +173,14 @@ def test_eight_devices_train_as_one_does(finished, tmp_path, mode):
         np.testing.assert_allclose(ours, theirs, rtol=2e-3)
 
 
-def test_second_call_of_every_step_compiles_nothing(finished, tmp_path):
+def test_second_call_of_every_step_compiles_nothing(finished, tmp_path, compiled):
     """The same chain under another seed of the detectors, in this process: nothing is compiled."""
     folder, _ = finished
-    shared = str(folder / 'artefacts')
-    main.execute(
-        tiny.config(parallel__num_devices=1, seeds=(1,), artefacts_dir=shared), str(tmp_path / 'a')
-    )
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, _, **more: (
-            compiled.append(name) if name.endswith('backend_compile_duration') else 0
-        )
-    )
-    config = tiny.config(parallel__num_devices=1, seeds=(2,), artefacts_dir=shared)
-    main.execute(config, str(tmp_path / 'b'), only=['train_detector', 'score'])
+    layout = dict(parallel__num_devices=1, artefacts_dir=str(folder / 'artefacts'))
+    main.execute(tiny.config(seeds=(1,), **layout), str(tmp_path / 'a'))
+    compiled.clear()
+    only = ['train_detector', 'score']
+    main.execute(tiny.config(seeds=(2,), **layout), str(tmp_path / 'b'), only=only)
     assert compiled == []
 
 
