@@ -20,7 +20,7 @@ def digits():
     """Scikit-learn's digits, embedded: nothing is downloaded."""
     c = ml_collections.ConfigDict()
     c.seed = 0
-    c.seeds = (0, 1, 2)
+    c.seeds = (0, 1, 2, 3, 4)
     c.dtype = 'float32'
     c.stages = (
         *('train_diffusion', 'train_judges', 'synthesise', 'train_detector', 'score', 'report'),
@@ -47,11 +47,11 @@ def digits():
         ),
         ood=dict(photos=dict(name='photos', count=1000)),
     )
-    c.preprocessing = dict(mean=0.3, std=0.38)
+    c.preprocessing = dict(mean=(0.3,), std=(0.38,))
 
     c.generator = dict(
         name='unet',
-        channels=32,
+        channels=16,
         multipliers=(1, 2),
         num_blocks=1,
         attention_sizes=(4,),
@@ -62,11 +62,16 @@ def digits():
         prediction='eps',
         label_dropout=0.1,
         flip=False,
-        steps=1500,
+        steps=60,  # an early snapshot, see above
         batch_size=64,
-        optimizer=dict(name='adam', learning_rate=1e-3, final_learning_rate=1e-5, warmup=50),
+        optimizer=dict(
+            name='adam',
+            learning_rate=1e-3,
+            final_learning_rate=config_dict.placeholder(float),
+            warmup=0,
+        ),
         ema_decay=0.999,
-        log_every=50,
+        log_every=10,
         checkpoint_every=500,
     )
     c.sampler = dict(name='dpmpp_2m', steps=12, guidance=0.0)
@@ -76,6 +81,7 @@ def digits():
         mix='label',
         low=0.3,
         high=0.7,
+        renoise=0.5,
         count=count,
         max_candidates=60_000,
         shard_size=1024,
@@ -98,17 +104,17 @@ def digits():
         ),
     )
 
-    c.backbone = dict(name='wrn', depth=10, width=1, base=16, dropout=0.0)
+    c.backbone = dict(name='wrn', depth=10, width=1, base=8, dropout=0.0)
     c.head = dict(name='linear')
     c.detector = dict(
         name='oe',
         weight=0.5,
         outlier_ratio=1.0,
-        steps=800,
+        steps=600,
         batch_size=64,
         crop=1,
         flip=False,
-        noise=0.0,
+        noise=0.5,
         optimizer=dict(name='sgd', learning_rate=0.1, weight_decay=5e-4),
         log_every=100,
         checkpoint_every=1000,
@@ -118,6 +124,15 @@ def digits():
         none=dict(outliers=dict(name='none'), detector=dict(name='plain')),
         noise=dict(outliers=dict(name='uniform_noise', count=count)),
         diffusion=dict(),
+        published=dict(
+            diffusion=dict(
+                steps=800,
+                optimizer=dict(final_learning_rate=1e-5, warmup=50),
+                log_every=50,
+            ),
+            outliers=dict(renoise=0.0),
+            filter=dict(name='none'),
+        ),
     )
     c.report = dict(
         title='Quickstart', arm='diffusion', score='msp', draws=1000, gallery=128, tsne=True
@@ -130,7 +145,8 @@ def small_pictures(c):
     c.data.update(size=32, channels=3, held_out=(), held_out_validation=())
     c.preprocessing.update(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
     c.generator.update(channels=32, multipliers=(1, 2, 2), attention_sizes=(8,))
-    c.diffusion.update(flip=True, steps=1000, batch_size=32)
+    c.diffusion.update(flip=True, steps=1000, batch_size=32, log_every=50)
+    del c.arms.published.diffusion  # one generator for both
     c.detector.update(flip=True, crop=4)
     c.filter.training.update(flip=True, crop=4)
     c.filter.backbone.widths = (16, 32, 64)

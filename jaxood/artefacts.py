@@ -64,6 +64,12 @@ class Store:
         return sum(times) / len(times) if times else None
 
 
+def place(path: str | os.PathLike) -> epath.Path:
+    """A folder as the user names it: `~` expanded, and absolute, which Orbax asks for."""
+    path = os.fspath(path)
+    return epath.Path(path if '://' in path else os.path.abspath(os.path.expanduser(path)))
+
+
 def write(path: epath.Path, content: str | bytes) -> None:
     """Writes a small file so that it is there whole or not at all, also after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,15 +3,12 @@
 import fractions
 import itertools
 import math
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from jaxood import console, experiment, parallel
-from jaxood.artefacts import load
+from jaxood import artefacts, console, experiment, parallel
 from jaxood.data import decoding
 from jaxood.errors import UserError, lookup
 from jaxood.stages import classifiers, train_detector
@@ -38,7 +35,7 @@ class Detector:
 
     def __init__(self, workdir, *, arm, seed, score, keep, on_error, batch):
         experiment.use_compilation_cache()
-        folder = epath.Path(os.path.expanduser(workdir))
+        folder = artefacts.place(workdir)
         config, made = experiment.find_run(folder, arm, seed)
         label = score or config.report.score
         section = lookup(config.scores, label, f'{folder}: --score')
@@ -51,8 +48,8 @@ class Detector:
         self.model = train_detector.build(config, len(self.classes), self.devices.axis_name)
         self.variables = checkpoint.load_weights(made['train_detector'] / 'weights')
         scores = made['score']
-        self.known = np.sort(load(scores / f'{label}/{VALIDATION}.npz')['score'])
-        head, bank = self.variables['params']['head'], load(scores / 'bank.npz')
+        self.known = np.sort(artefacts.load(scores / f'{label}/{VALIDATION}.npz')['score'])
+        head, bank = self.variables['params']['head'], artefacts.load(scores / 'bank.npz')
         self.score = scoring.fit(label, section, bank, head, rows=self.batch)
         kept = math.ceil(fractions.Fraction(str(keep)) * len(self.known))
         self.threshold = float(self.known[kept - 1])

@@ -51,10 +51,10 @@ def execute(config, workdir: str, only: Sequence[str] | None = None) -> None:
     for stage in wanted:
         if stage not in config.stages:
             raise UserError(unknown(f'--stages: stage {stage!r}', stage, config.stages))
-    folder = epath.Path(os.path.expanduser(workdir))
+    folder = artefacts.place(workdir)
     with artefacts.lock(folder):
         check_format(folder)
-        store = Store(os.path.expanduser(config.get('artefacts_dir') or folder / 'artefacts'))
+        store = Store(artefacts.place(config.get('artefacts_dir') or folder / 'artefacts'))
         devices = parallel.setup(config.parallel.mode, config.parallel.get('num_devices'))
         tasks = plan(runs, store)
         check_tasks(tasks, wanted, devices)

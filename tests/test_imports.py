@@ -59,7 +59,5 @@ def test_imports_point_down(path):
 def test_commands_parse_before_they_import_anything_heavy(module):
     """`--help` answers at once; JAX alone takes a second."""
     code = f'import {module}, sys; print([m for m in ("jax", "flax", "numpy") if m in sys.modules])'
-    found = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == '[]'

@@ -6,12 +6,12 @@ import pathlib
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
 
-def config(**changes):
-    """`configs/quickstart.py` with tiny networks and few steps; `changes` as a__b=value."""
+def config(variant='digits', **changes):
+    """A variant of `configs/quickstart.py` with tiny networks and few steps; `changes` as a__b=value."""
     spec = importlib.util.spec_from_file_location('quickstart', CONFIGS / 'quickstart.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    c = module.get_config()
+    c = module.get_config(variant)
     tiny = {
         'seeds': (0,),
         'generator__channels': 8,

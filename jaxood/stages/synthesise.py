@@ -161,12 +161,14 @@ def _build(config, data, generate):
     """The strategy's `rows`; its own settings are checked here."""
     strategy, keywords = _strategy(config)
     offers = {'shape': data.shape, 'num_classes': data.num_classes, 'generate': generate}
+    if 'alpha_bar' in strategy.needs:
+        offers['alpha_bar'] = train_diffusion.schedule(config)
     with blame('config.outliers'):
         return strategy.build(**{k: offers[k] for k in strategy.needs}, **keywords)
 
 
 def _strategy(config):
-    given = ('shape', 'num_classes', 'generate')
+    given = ('shape', 'num_classes', 'generate', 'alpha_bar')
     return configs.pick(STRATEGIES, config.outliers, 'config.outliers', given=given)
 
 

@@ -3,7 +3,7 @@
 A strategy is `build(..., **keywords) -> rows`, and `rows(shared, index, key)` makes candidate
 number i from (key, i) alone: a dict with `image` float32[B, H, W, C] in [-1, 1] and whatever is
 worth knowing about each candidate. It runs inside `jit`. `needs` names what `build` takes beside
-its keywords: `shape` (H, W, C), `num_classes`, `generate` (`synthesis.generator`).
+its keywords: `shape` (H, W, C), `num_classes`, `generate` (`synthesis.generator`), `alpha_bar`.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,6 @@ class Strategy(NamedTuple):
 
 
 STRATEGIES = {
-    'label_mixup': Strategy(label_mixup.build, ('shape', 'num_classes', 'generate')),
+    'label_mixup': Strategy(label_mixup.build, ('shape', 'num_classes', 'generate', 'alpha_bar')),
     'uniform_noise': Strategy(noise.uniform, ('shape',)),
 }

@@ -13,11 +13,22 @@ import numpy as np
 from jaxood.diffusion.samplers import label_mixed, score_mixed
 from jaxood.errors import UserError, lookup
 from jaxood.rng import key_each, key_for
+from jaxood.synthesis.renoise import renoise as noise_again
 
 MIXES = {'label': label_mixed, 'score': score_mixed}
 
 
-def build(shape, num_classes, generate, *, mix: str = 'label', low: float = 0.3, high: float = 0.7):
+def build(
+    shape,
+    num_classes,
+    generate,
+    alpha_bar,
+    *,
+    mix: str = 'label',
+    low: float = 0.3,
+    high: float = 0.7,
+    renoise: float = 0.0,
+):
     """Candidates from pure noise, equally many for every unordered pair of classes.
 
     Args:
@@ -25,13 +36,18 @@ def build(shape, num_classes, generate, *, mix: str = 'label', low: float = 0.3,
         mix: `'label'` or `'score'`.
         low, high: the range of w ~ U[low, high]. 0.3 to 0.7 is our choice: the DOG paper reports
             that values near 0 or 1 fall back to an ID class.
+        renoise: share of candidates that are noised again (`synthesis.renoise`); 0, the paper's, for
+            none.
 
     Returns:
-        rows; beside `image` it gives `first`, `second` (classes i, j) and `weight` (w of class i).
+        rows; beside `image` it gives `first`, `second` (classes i, j), `weight` (w of class i) and,
+        with renoise, `level` (t, 0 for candidates as rendered).
     """
     mixed = lookup(MIXES, mix, 'mix')
     if not 0.0 <= low <= high <= 1.0:
         raise UserError(f'low={low} and high={high} must satisfy 0 <= low <= high <= 1.')
+    if not 0.0 <= renoise <= 1.0:
+        raise UserError(f'renoise={renoise} is a share and must lie between 0 and 1.')
     if num_classes < 2:
         raise UserError(f'mixing labels needs two classes or more; the ID set has {num_classes}.')
 
@@ -42,7 +58,12 @@ def build(shape, num_classes, generate, *, mix: str = 'label', low: float = 0.3,
         one_hot = jax.nn.one_hot(jnp.stack([first, second]), num_classes + 1)
         bind = lambda network, guidance: mixed(network, *one_hot, weight, guidance)
         image = generate(shared, x_start, bind, key_for(key, 'steps'), index)
-        return {'image': image, 'first': first, 'second': second, 'weight': weight}
+        facts = {'first': first, 'second': second, 'weight': weight}
+        if renoise:
+            image, facts['level'] = noise_again(
+                image, key, index, share=renoise, alpha_bar=alpha_bar
+            )
+        return {'image': image} | facts
 
     return rows
 
