@@ -88,7 +88,6 @@ def test_values_may_be_words_of_their_own(config, parse):
         (['--config.sampler.steps.more=5'], r'config\.sampler\.steps\.more is not known'),
         (['--config.sampler.steps=many'], r'config\.sampler\.steps=many'),
         (['--config.sampler.steps=5.5'], r'config\.sampler\.steps=5\.5'),
-        (['--config.data.held_out=8;9'], r'config\.data\.held_out'),
         (['--wrkdir=x'], r"--wrkdir is not known\. Did you mean 'workdir'"),
         (['report'], r"'report' is not a flag"),
     ],

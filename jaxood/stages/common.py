@@ -107,7 +107,8 @@ def _load_data(section, seed):
 
     def load(section, where):
         section = {k: v for k, v in section.items() if k != 'group'}
-        takes = configs.parameters(sources.SOURCES.get(section.get('name'), dict))
+        entry = sources.SOURCES.get(section.get('name'))
+        takes = configs.parameters(entry) if entry else ()
         common = {k: v for k, v in (every | files).items() if k in takes}
         return configs.build(sources.SOURCES, common | section, where)
 

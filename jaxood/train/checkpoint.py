@@ -1,10 +1,8 @@
 """Saving and restoring train states and weights, by Orbax."""
 
 import contextlib
-import errno
 import os
 import re
-import shutil
 from typing import Any
 
 import absl.logging
@@ -63,12 +61,18 @@ def _writing(folder, tree):
     """Makes a disk that is full or read-only an OSError, as everywhere else.
 
     Orbax raises a ValueError that quotes the system's error number, after pages of log. So the room
-    is looked at first; that error remains for quotas, and for disks that fill up meanwhile.
+    is claimed first, for a moment; that error remains for a disk that fills up meanwhile.
     """
-    if '://' not in os.fspath(folder):
-        needed = sum(x.nbytes for x in jax.tree.leaves(tree))
-        if shutil.disk_usage(folder).free < 1.1 * needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder))
+    if '://' not in os.fspath(folder) and hasattr(os, 'posix_fallocate'):
+        probe = folder / f'.room.{os.getpid()}'
+        try:
+            with open(probe, 'wb') as f:
+                needed = sum(x.nbytes for x in jax.tree.leaves(tree))
+                os.posix_fallocate(f.fileno(), 0, int(1.1 * needed) + 2**16)
+        except OSError as e:
+            raise OSError(e.errno, os.strerror(e.errno), os.fspath(folder)) from e
+        finally:
+            probe.unlink(missing_ok=True)
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.FATAL)
     try:

@@ -1,6 +1,7 @@
 """What is saved comes back to the bit, on any number of devices; a full disk is an OSError."""
 
 import errno
+import os
 
 import jax
 import jax.numpy as jnp
@@ -104,12 +105,17 @@ def test_weights_come_back_on_one_device(folder):
 
 def test_a_full_disk_is_told_before_orbax_finds_out(folder, monkeypatch, capfd):
     now, saving = trained(1), checkpoint.Checkpoints(folder / 'c')
-    usage = type('usage', (), {'free': 100})
-    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: usage)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'posix_fallocate', full)
     for save in (lambda: saving.save(1, now), lambda: checkpoint.save_weights(folder / 'w', now)):
         with pytest.raises(OSError, match='No space left') as e:
             save()
         assert e.value.errno == errno.ENOSPC
+        assert e.value.filename in (str(folder), str(folder / 'c'))
+    assert [p.name for p in folder.iterdir()] == ['c']
     monkeypatch.undo()
     saving.save(1, now)
     assert_same(saving.restore(trained(0)), now)
