@@ -63,6 +63,7 @@ def _writing(folder, tree):
     Orbax raises a ValueError that quotes the system's error number, after pages of log. So the room
     is claimed first, for a moment; that error remains for a disk that fills up meanwhile.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     if '://' not in os.fspath(folder) and hasattr(os, 'posix_fallocate'):
         probe = folder / f'.room.{os.getpid()}'
         try:
