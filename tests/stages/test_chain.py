@@ -1,18 +1,21 @@
 """The whole chain, tiny: what is made, what is reused, and what changes nothing."""
 
+import csv
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import tiny
 from etils import epath
+from PIL import Image
 
-from jaxood import artefacts, experiment, main, parallel, predict
+from jaxood import artefacts, experiment, main, metrics, parallel, predict
 from jaxood.errors import UserError
 from jaxood.stages import STAGES, common, synthesise
 
@@ -24,6 +27,14 @@ def finished(tmp_path_factory):
     config = tiny.config(parallel__num_devices=1)
     main.execute(config, str(folder))
     return folder, config
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    """Flags outlive a call of `predict`, which a process makes only once."""
+    yield
+    for name in predict.FLAGS:
+        predict.FLAGS[name].unparse()
 
 
 def made(folder, stage, arm='diffusion', seed='0'):
@@ -93,36 +104,56 @@ def test_a_new_score_keeps_the_detectors(finished, tmp_path):
     assert not {s for s in states if s[1] == 'to do'} - {('score', 'to do'), ('report', 'to do')}
 
 
-def run_command(folder, *more):
-    """The chain in a process of its own, with the tiny config."""
-    here = os.path.dirname(tiny.__file__)
-    code = (
-        f'import sys; sys.path.insert(0, {here!r}); import tiny; from jaxood import main; '
-        f'main.execute(tiny.config(parallel__num_devices=1), {str(folder)!r})'
-    )
-    return subprocess.Popen([sys.executable, '-c', code, *more], stderr=subprocess.DEVNULL)
+# Runs the tiny chain in a process of its own, which dies as it writes for the nth time: at once, or
+# a moment later in the midst of it.
+DIES = """
+import os, signal, sys, threading
+sys.path.insert(0, sys.argv[1])
+import tiny
+from jaxood import artefacts, console, main
+from jaxood.train import checkpoint
+
+left = int(sys.argv[3])
+
+def dying(function):
+    def write(*args, **kwargs):
+        global left
+        left -= 1
+        die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        if left == 0:
+            die() if int(sys.argv[3]) % 2 else threading.Timer(0.002, die).start()
+        return function(*args, **kwargs)
+    return write
+
+artefacts.write = dying(artefacts.write)
+console.Log.write = dying(console.Log.write)
+checkpoint.Checkpoints.save = dying(checkpoint.Checkpoints.save)
+checkpoint.save_weights = dying(checkpoint.save_weights)
+main.execute(tiny.config(parallel__num_devices=1), sys.argv[2])
+"""
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path):
-    """SIGKILL in the middle of training, of synthesis and of detectors; then once more to the end."""
+def test_killed_again_and_again_it_ends_with_the_same_bits(finished, tmp_path):
+    """SIGKILL at the 6th write, the 11th of the next call, the 16th, ... until it gets through."""
     folder, _ = finished
-    other = tmp_path / 'killed'
-    marks = ('train_diffusion/*/log.jsonl', 'synthesise/*/shards/*', 'train_detector/*/log.jsonl')
-    for mark in marks:
-        process = run_command(other)
-        deadline = time.monotonic() + 300
-        while not list(other.glob(f'artefacts/{mark}')) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert run_command(other).wait() == 0
+    here, codes = os.path.dirname(tiny.__file__), []
+    while 0 not in codes:
+        writes = str(6 + 5 * len(codes))
+        command = [sys.executable, '-c', DIES, here, str(tmp_path), writes]
+        codes.append(subprocess.run(command, stderr=subprocess.DEVNULL, timeout=300).returncode)
+        assert codes[-1] in (0, -signal.SIGKILL)
+    assert len(codes) > 6
     for name in ('results.json', 'results.csv'):
-        assert (other / name).read_bytes() == (folder / name).read_bytes()
-    for name in ('outliers.npz', 'index.jsonl'):
-        ours, theirs = (made(f, 'synthesise') / name for f in (folder, other))
-        assert ours.read_bytes() == theirs.read_bytes()
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    for arm in ('noise', 'diffusion'):
+        ours, theirs = (made(f, 'synthesise', arm) for f in (folder, tmp_path))
+        for name in ('outliers.npz', 'rejected.npz', 'index.jsonl'):
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    left = [
+        p for p in tmp_path.rglob('*') if p.name in ('checkpoints', 'shards') or '-tmp' in p.name
+    ]
+    assert left == []
 
 
 def candidates(finished, mode, num_devices, batch):
@@ -153,9 +184,30 @@ def candidates(finished, mode, num_devices, batch):
 def test_candidates_do_not_depend_on_batch_devices_or_mode(finished):
     expected = candidates(finished, 'jit', 1, 16)
     assert np.ptp(expected) > 0.5
-    for mode, num_devices, batch in [('jit', 1, 7), ('jit', 8, 8), ('pmap', 8, 16)]:
+    for mode, num_devices, batch in [('jit', 1, 7), ('jit', 1, 64), ('jit', 8, 8), ('pmap', 8, 16)]:
         got = candidates(finished, mode, num_devices, batch)
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_the_leak_filter_does_not_depend_on_batch_or_devices(finished, tmp_path):
+    """The same candidates are kept and rejected, and their pixels agree up to rounding."""
+    folder, _ = finished
+    for stage in ('train_diffusion', 'train_judges'):
+        shutil.copytree(folder / 'artefacts' / stage, tmp_path / 'artefacts' / stage)
+    config = tiny.config(parallel__num_devices=8, parallel__inference_batch=7)
+    main.execute(config, str(tmp_path), only=['synthesise'])
+    ours, theirs = (made(f, 'synthesise') for f in (folder, tmp_path))
+    ours_index, theirs_index = (
+        [json.loads(line) for line in (f / 'index.jsonl').read_text().splitlines()]
+        for f in (ours, theirs)
+    )
+    assert 0 < sum(not row['kept'] for row in ours_index) < len(ours_index)
+    for row, other in zip(ours_index, theirs_index, strict=True):
+        assert {k: row[k] for k in ('candidate', 'outlier', 'first', 'second')} == {
+            k: other[k] for k in ('candidate', 'outlier', 'first', 'second')
+        }
+    a, b = (artefacts.load(epath.Path(f / 'outliers.npz'))['images'] for f in (ours, theirs))
+    assert np.abs(a.astype(int) - b).max() <= 1
 
 
 @pytest.mark.slow
@@ -184,26 +236,59 @@ def test_second_call_of_every_step_compiles_nothing(finished, tmp_path, compiled
     assert compiled == []
 
 
-def test_predict_separates_and_decides(finished, tmp_path, capsys):
+def test_each_training_step_is_compiled_once(tmp_path, compiled):
+    config = tiny.config(parallel__num_devices=8, seed=1, filter__training__batch_size=24)
+    main.execute(config, str(tmp_path), only=['train_diffusion', 'train_judges'])
+    assert compiled.count('jit(train_step)') == 2  # the generator's; one for both judges
+
+
+def test_predict_scores_as_the_score_stage_did(finished, tmp_path, capsys):
     folder, config = finished
-    from PIL import Image
-
-    data = common.load_data(config)
+    test = common.load_data(config).id.test
     for i in range(5):
-        Image.fromarray(data.id.test.images[i, ..., 0]).save(tmp_path / f'digit{i}.png')
-    (tmp_path / 'broken.png').write_bytes(b'')
-    assert predict.main(['predict', f'--workdir={folder}', str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == 'file,score,p_value,decision,class,threshold'
-    assert len(lines) == 7
-    assert lines[1].split(',')[0].endswith('broken.png')
-    assert lines[1].split(',')[3] == 'error'
-    stored = artefacts.load(epath.Path(made(folder, 'score') / 'msp/test.npz'))
-    got = [float(line.split(',')[1]) for line in lines[2:]]
-    np.testing.assert_allclose(got, stored['score'][:5], rtol=1e-4, atol=1e-6)
+        Image.fromarray(test.images[i, ..., 0]).save(tmp_path / f'digit{i}.png')
+    for arm in ('none', 'diffusion'):
+        assert predict.main(['predict', f'--workdir={folder}', f'--arm={arm}', str(tmp_path)]) == 0
+        rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        stored = artefacts.load(epath.Path(made(folder, 'score', arm) / 'msp/test.npz'))
+        got = [float(row['score']) for row in rows]
+        np.testing.assert_allclose(got, stored['score'][:5], rtol=1e-4, atol=1e-6)
+        assert [row['class'] for row in rows] == [test.class_names[k] for k in stored['pred'][:5]]
 
 
-def test_a_stage_without_the_one_below_says_so(tmp_path):
-    config = tiny.config(stages=('synthesise', 'train_detector'))
-    with pytest.raises(UserError, match="'synthesise', which builds on 'train_diffusion'"):
-        main.execute(config, str(tmp_path))
+@pytest.mark.slow
+def test_predict_separates_mixed_files(tmp_path, capsys):
+    """A detector that has learned something: digits in, patches of photographs out."""
+    config = tiny.config(
+        arms=dict(main=dict(outliers=dict(name='uniform_noise'), filter=dict(name='none'))),
+        report__arm='main',
+        outliers__count=500,
+        backbone=dict(name='cnn', widths=(8, 16)),
+        detector__steps=300,
+        detector__batch_size=32,
+        detector__noise=0.0,
+    )
+    main.execute(config, str(tmp_path / 'run'), ['synthesise', 'train_detector', 'score'])
+    data = common.load_data(config)
+    for name, examples in (('digit', data.id.test), ('photo', data.ood['photos'])):
+        for i in range(60):
+            Image.fromarray(examples.images[i, ..., 0]).save(tmp_path / f'{name}{i}.png')
+    argv = ['predict', f'--workdir={tmp_path}/run', '--score=knn', str(tmp_path)]
+    assert predict.main(argv) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 120
+    ood = np.array(['photo' in row['file'] for row in rows])
+    scores = np.array([float(row['score']) for row in rows])
+    flagged = np.array([row['decision'] == 'OOD' for row in rows])
+    assert metrics.auroc(scores[~ood], scores[ood]) > 0.98
+    assert flagged[ood].mean() > 0.95
+    assert flagged[~ood].mean() < 0.15  # 5 % of the validation images
+
+
+def test_a_judge_that_lets_nothing_pass_says_so(finished, tmp_path):
+    folder, _ = finished
+    for stage in ('train_diffusion', 'train_judges'):
+        shutil.copytree(folder / 'artefacts' / stage, tmp_path / 'artefacts' / stage)
+    config = tiny.config(filter__quantile=0.0, outliers__max_candidates=60)
+    with pytest.raises(UserError, match=r'only \d+ of \d+ candidates passed the leak filter'):
+        main.execute(config, str(tmp_path), only=['synthesise'])
