@@ -84,6 +84,9 @@ def write(path: epath.Path, content: str | bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
+    except OSError as e:
+        e.filename = os.fspath(path)  # a failed write does not say where
+        raise
     finally:  # on a full disk half a file would only be in the way
         part.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
 
 def config(variant='digits', **changes):
-    """A variant of `configs/quickstart.py` with tiny networks and few steps; `changes` as a__b=value."""
+    """A variant of `configs/quickstart.py` cut down; `changes` as a__b=value."""
     spec = importlib.util.spec_from_file_location('quickstart', CONFIGS / 'quickstart.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

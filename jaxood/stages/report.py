@@ -86,7 +86,7 @@ def run(context: Context) -> dict:
         curves=curves(context),
         costs=costs(context),
         score_costs=tables.score_costs(scored),
-        settings=ml_collections.ConfigDict(configs.plain(context.config)).to_yaml(),
+        settings=ml_collections.ConfigDict(configs.plain(main.config)).to_yaml(),
         facts=context.repro,
     )
     page.write_report(context.artefact / 'report.html', content)

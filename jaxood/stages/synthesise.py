@@ -4,6 +4,7 @@ Candidate i is made from (seed, i) alone, and the first `outliers.count` that pa
 neither shard nor batch size, devices or a restart change which images come out.
 """
 
+import functools
 import itertools
 import json
 import time
@@ -153,8 +154,21 @@ def renderer(context: Context):
         generate = _generate(config, data.num_classes)
         weights = checkpoint.load_weights(context.inputs['train_diffusion'] / 'weights')
         shared |= {'params': weights['params'], 'guidance': np.float32(config.sampler.guidance)}
-    make = _build(config, data, generate)
-    return lambda shared, index: make(shared, index, shared['key']), shared
+    used = ('dtype', 'outliers', *(('generator', 'diffusion', 'sampler') if generate else ()))
+    recipe = common.settings(config, *used)
+    for key in ('count', *LAYOUT):
+        del recipe['outliers'][key]
+    if generate:  # neither how the weights were trained nor the traced weight of guidance matters
+        recipe['diffusion'] = {k: recipe['diffusion'][k] for k in ('schedule', 'prediction')}
+        recipe['sampler']['guidance'] = config.sampler.guidance != 0.0
+    key = configs.fingerprint(recipe, data.shape, data.num_classes)
+    if key not in _ROWS:
+        make = _build(config, data, generate)
+        _ROWS[key] = lambda shared, index: make(shared, index, shared['key'])
+    return _ROWS[key], shared
+
+
+_ROWS: dict = {}  # by recipe: arms that render alike share one function, and compile it once
 
 
 def _build(config, data, generate):
@@ -191,6 +205,7 @@ def _generate(config, num_classes):
     )
 
 
+@functools.cache
 def _compiled(devices, rows):
     def render(shared, index):
         made = rows(shared, index)

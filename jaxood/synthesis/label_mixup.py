@@ -36,8 +36,8 @@ def build(
         mix: `'label'` or `'score'`.
         low, high: the range of w ~ U[low, high]. 0.3 to 0.7 is our choice: the DOG paper reports
             that values near 0 or 1 fall back to an ID class.
-        renoise: share of candidates that are noised again (`synthesis.renoise`); 0, the paper's, for
-            none.
+        renoise: share of candidates that are noised again (`synthesis.renoise`); none in the
+            paper.
 
     Returns:
         rows; beside `image` it gives `first`, `second` (classes i, j), `weight` (w of class i) and,

@@ -69,7 +69,7 @@ def _writing(folder, tree):
         try:
             with open(probe, 'wb') as f:
                 needed = sum(x.nbytes for x in jax.tree.leaves(tree))
-                os.posix_fallocate(f.fileno(), 0, int(1.1 * needed) + 2**16)
+                os.posix_fallocate(f.fileno(), 0, int(1.1 * needed) + 2**20)
         except OSError as e:
             raise OSError(e.errno, os.strerror(e.errno), os.fspath(folder)) from e
         finally:
