@@ -12,7 +12,7 @@ Four arms, the same detector in each (WRN-10-1 with base 8, 600 steps of SGD):
     noise       + uniform noise as outliers
     diffusion   + label mixtures of an early snapshot of the generator, half of them noised again
                 to a random level, those that look like ID images rejected by the judges
-    unfiltered  + label mixtures as metric-mixup's abstract (arXiv:2405.00631) has them: the generator
+    unfiltered  + label mixtures as in metric-mixup's abstract (arXiv:2405.00631): the generator
                 trained on, nothing noised again, nothing filtered
 
 Settings of `diffusion` were chosen by AUROC on classes that are neither ID nor test, each held out

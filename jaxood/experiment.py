@@ -60,9 +60,14 @@ def execute(config, workdir: str, only: Sequence[str] | None = None) -> None:
         check_tasks(tasks, wanted, devices)
         console.say(table(tasks, wanted, store))
         repro = write_records(folder, config, tasks, devices)
+        log = console.Log(folder / 'log.jsonl')
         for task in tasks:
             if task.stage in wanted:
+                state = task.state
                 perform(task, devices, repro)
+                log.write(
+                    {'stage': task.stage, 'for': name_of(task), 'was': state} | task.artefact.done
+                )
                 publish(task, folder)
 
 
