@@ -292,10 +292,14 @@ def version_of(package: str) -> str | None:
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout that runs, with '+' if it has changes; None outside of git."""
-    here = os.path.dirname(__file__)
-    command = ['git', '-C', here, 'describe', '--always', '--abbrev=12', '--dirty=+']
+    """The revision of the checkout that runs, with '+' if it has changes; None outside of one."""
+    git = ['git', '-C', os.path.dirname(__file__)]
+    command = [*git, 'describe', '--always', '--abbrev=12', '--dirty=+']
     try:
+        # not the repository that an installed jaxood happens to lie in
+        subprocess.run(
+            [*git, 'ls-files', '--error-unmatch', __file__], capture_output=True, check=True
+        )
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
