@@ -65,8 +65,8 @@ class Content:
         outliers: arm -> `Outliers`.
         histograms, roc, tsne, curves: markup; `tsne_about`: which features are mapped.
         mistaken: heading -> `figures.mistaken`.
-        costs: rows with `stage`, and optionally `what`, `seconds`, `images`, `images_per_s`,
-            `reused` (True, or words).
+        costs: rows with `stage`, and optionally `what`, `times` (how often), `seconds` (each time),
+            `images_per_s` (without compilation).
         score_costs: `tables.score_costs`.
         settings: the config as YAML.
         facts: heading -> name -> value: versions, devices, hashes.

@@ -13,7 +13,7 @@ from jaxood.report import figures, page, tables
 from jaxood.stages import common, score, synthesise
 from jaxood.stages.common import Context
 
-VERSION = 1
+VERSION = 2
 SEES = 'all'
 ACROSS = True  # one task for all runs
 PUBLISHED = ('results.csv', 'results.json', 'report.html')  # copied into the workdir
@@ -81,7 +81,7 @@ def run(context: Context) -> dict:
         histograms=figures.score_histograms(scored, c.score),
         roc=figures.roc_curves(scored, c.score),
         tsne=tsne(context, main),
-        tsne_about=f'penultimate features of {main.name}',
+        tsne_about=f't-SNE of the penultimate features of {main.name}.',
         mistaken=mistaken(context, scored, main),
         curves=curves(context),
         costs=costs(context),
@@ -221,29 +221,31 @@ def curves(context: Context):
         for stage in ('train_diffusion', 'train_detector'):
             folder = context.inputs.get(f'{run.name}/{stage}')
             if folder is not None:
-                line = 'diffusion model' if stage == 'train_diffusion' else run.arm
-                panels.setdefault(stage, {})[line] = console.read_log(folder / 'log.jsonl')
+                panels.setdefault(stage, {})[run.arm] = console.read_log(folder / 'log.jsonl')
     return figures.learning_curves(panels, arms=[run.arm for run in _first_runs(context)])
 
 
 def costs(context: Context) -> list[dict]:
-    """Seconds and images/s of everything this run stands on, as measured when it was made."""
-    rows, seen = [], set()
+    """Seconds and images/s of what this run stands on, as measured when it was made, by arm."""
+    found, seen = {}, set()
     for name, artefact in context.inputs.items():
-        facts = artefact.done or {}
-        if artefact.fingerprint in seen or 'seconds' not in facts:
-            continue
-        seen.add(artefact.fingerprint)
-        arm, seed, stage = name.rsplit('/', 2)
+        arm, _, stage = name.rsplit('/', 2)
+        if artefact.fingerprint not in seen:
+            seen.add(artefact.fingerprint)
+            found.setdefault((ORDER.index(stage), stage, arm), []).append(artefact.done)
+    rows = []
+    for (_, stage, arm), facts in sorted(found.items(), key=lambda item: item[0]):
+        speeds = [f['images_per_s'] for f in facts if f.get('images_per_s')]
         rows.append(
             {
                 'stage': stage,
-                'what': f'{arm}/{seed}',
-                'seconds': facts['seconds'],
-                'images_per_s': facts.get('images_per_s'),
+                'what': arm,
+                'times': len(facts),
+                'seconds': sum(f['seconds'] for f in facts) / len(facts),
+                'images_per_s': sum(speeds) / len(speeds) if speeds else None,
             }
         )
-    return sorted(rows, key=lambda row: ORDER.index(row['stage']))
+    return rows
 
 
 ORDER = ('train_diffusion', 'train_judges', 'synthesise', 'train_detector', 'score')
