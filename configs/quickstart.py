@@ -15,6 +15,10 @@ Four arms, the same detector in each (WRN-10-1 with base 8, 600 steps of SGD):
     unfiltered  + label mixtures as in metric-mixup's abstract (arXiv:2405.00631): the generator
                 trained on, nothing noised again, nothing filtered
 
+Where numbers come from: labels dropped with probability 0.1 (Ho & Salimans 2022), the weight 0.5 of
+the KL term, SGD with Nesterov momentum 0.9, cosine, weight decay 5e-4 (official code of outlier
+exposure); everything else is our choice, sized for a laptop.
+
 Settings of `diffusion` were chosen by AUROC on classes that are neither ID nor test, each held out
 in turn (5, 3, 2, 6; 2 or 3 seeds): the generator's steps (30 to 800), the share noised again (0,
 .5, .8), the filter's quantile (.005 to 1), the noise added to what the detector sees (0, .5, 1).

@@ -17,21 +17,23 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int, *, start: int = 0, stream=None):
-        self.what, self.total, self.first = what, total, start
+        self.what, self.total, self.done, self.first = what, total, start, start
         self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
-        self.started = self.shown = time.monotonic()
-        self.done, self.line = start, ''
+        self.live, self.line = self.stream.isatty(), ''
+        self.began = self.started = self.shown = time.monotonic()
+        if self.live:
+            self._print(f'{what:<32} compiling', end='')
+
+    def compiled(self, done: int) -> None:
+        """What took time up to here was compilation: the time left is judged by what follows."""
+        self.first, self.started = done, time.monotonic()
 
     def update(self, done: int, **facts: float | str) -> None:
         """Shows progress; `facts` follow as `name value`, floats with four digits."""
         now = time.monotonic()
         self.done = done
         left = (now - self.started) / max(done - self.first, 1) * (self.total - done)
-        shown = ' '.join(
-            f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in facts.items()
-        )
-        self.line = f'{self.what:<32} {done}/{self.total} {shown} {_clock(left)} left'
+        self.line = f'{self.what:<32} {done}/{self.total} {_shown(facts)} {_clock(left)} left'
         if self.live:
             self._print(f'\r\033[K{self.line[:140]}', end='')
         elif now - self.shown >= QUIET_SECONDS:
@@ -39,13 +41,11 @@ class Progress:
             self._print(self.line)
 
     def close(self, **facts: float | str) -> None:
-        """Ends the line with how long it took."""
-        shown = ' '.join(
-            f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in facts.items()
-        )
+        """Ends the line with how long it took, compilation and all."""
         start = '\r\033[K' if self.live else ''
-        took = _clock(time.monotonic() - self.started)
-        self._print(f'{start}{self.what:<32} {self.done}/{self.total} {shown} in {took}')
+        took = _clock(time.monotonic() - self.began)
+        line = f'{self.what:<32} {self.done}/{self.total} {_shown(facts)} in {took}'
+        self._print(f'{start}{line}')
 
     def _print(self, text, end='\n'):
         print(text, end=end, file=self.stream, flush=True)
@@ -81,6 +81,12 @@ def read_log(path) -> list[dict[str, Any]]:
             continue
         rows[row['step']] = row
     return [rows[step] for step in sorted(rows)]
+
+
+def _shown(facts) -> str:
+    return ' '.join(
+        f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in facts.items()
+    )
 
 
 def _clock(seconds: float) -> str:

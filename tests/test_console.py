@@ -75,3 +75,13 @@ def test_steps_logged_again_after_a_kill_count_once(tmp_path):
 
 def test_no_log_has_no_rows(tmp_path):
     assert console.read_log(tmp_path / 'log.jsonl') == []
+
+
+def test_compilation_is_not_held_against_the_time_left(clock):
+    """60 s until the first of 101 steps was done, then 1 s each: after ten more, 90 s are left."""
+    progress = console.Progress('train', 101, stream=Terminal())
+    clock[0] = 60.0
+    progress.compiled(1)
+    clock[0] = 70.0
+    progress.update(11)
+    assert '1:30 left' in progress.line

@@ -92,6 +92,7 @@ def fit(
         if done == first + 1:  # compiles; the clock starts after it
             jax.block_until_ready(metrics)
             mark = time.monotonic()
+            progress.compiled(done)
         saves = done % checkpoint_every == 0 and done < steps
         if done % log_every == 0 or done == steps or saves:
             last = _means(jax.device_get(pending), done, what)
