@@ -53,7 +53,7 @@ class Scored:
         pred: set name -> int32[n], the predicted class; a set may be missing.
         label: int32[n] of the ID test set; -1 where no label exists.
         fit_s: seconds to fit the method, None if unknown.
-        score_ms_per_image: as it says, the network's forward pass included.
+        score_ms_per_image: of the score itself, on outputs that the network has computed.
     """
 
     arm: str

@@ -13,7 +13,7 @@ from jaxood.report import figures, page, tables
 from jaxood.stages import common, score, synthesise
 from jaxood.stages.common import Context
 
-VERSION = 2
+VERSION = 3
 SEES = 'all'
 ACROSS = True  # one task for all runs
 PUBLISHED = ('results.csv', 'results.json', 'report.html')  # copied into the workdir

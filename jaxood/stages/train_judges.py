@@ -51,7 +51,7 @@ def run(context: Context) -> dict:
     config, data = context.config, context.data
     c = config.filter
     model = build(config, data.num_classes, context.devices.axis_name)
-    members, accuracies = [], []
+    members = []
     for j in range(c.count):
         variables, _ = classifiers.fit(
             context,
