@@ -14,8 +14,7 @@ class Classifier(nn.Module):
     scale) lies in other collections and is a detector's `extra`.
 
     Attributes:
-        backbone: a module `(images, *, train, keys) -> (features [B, D], maps)`; the last map's
-            spatial mean is `features`, the input of the head.
+        backbone: a module `(images, *, train, keys, after) -> (features [B, D], maps)`.
         head: a module `(features, labels, step) -> logits`.
     """
 
@@ -23,7 +22,14 @@ class Classifier(nn.Module):
     head: nn.Module
 
     def __call__(
-        self, images, *, train: bool, keys=None, labels=None, step: Any = 0
+        self,
+        images,
+        *,
+        train: bool,
+        keys=None,
+        labels=None,
+        step: Any = 0,
+        after: int | None = None,
     ) -> dict[str, Any]:
         """Logits and what they were made of.
 
@@ -34,7 +40,9 @@ class Classifier(nn.Module):
             labels: int32[B] for heads with a margin on the target, -1 on rows without a target
                 (outliers). None: inference, no margin.
             step: int32[], for heads whose margin is annealed.
+            after: `images` is this stage's map instead (`maps[after]`), and only what comes after
+                it is computed.
         """
-        features, maps = self.backbone(images, train=train, keys=keys)
+        features, maps = self.backbone(images, train=train, keys=keys, after=after)
         features = features.astype(jnp.float32)  # heads and losses are float32 at any dtype
         return {'logits': self.head(features, labels, step), 'features': features, 'maps': maps}

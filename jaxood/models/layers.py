@@ -50,6 +50,14 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
+class ReLU(nn.Module):
+    """max(x, 0), as a module so that what enters and leaves each one can be captured by type."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(x)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation of [B, ..., C]. Wu & He 2018 (arXiv:1803.08494), Eq. 1 and 6.
 

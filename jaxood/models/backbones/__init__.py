@@ -1,9 +1,11 @@
-"""Feature extractors: `(images float[B, H, W, C], *, train, keys) -> (features [B, D], maps)`.
+"""Feature extractors: `(images float[B, H, W, C], *, train, keys, after) -> (features, maps)`.
 
-`maps` are the stages' outputs, NHWC, and the last one's spatial mean is `features`. `keys` are
-dropout's, one a row; None drops nothing. Every backbone has the fields `dtype` (of compute;
-parameters and batch statistics stay float32) and `axis_name` (of the pmap axis over which BatchNorm
-averages; None under jit, where the batch is global already).
+`features` [B, D] is the penultimate vector, what the head reads. `maps` are the stages' outputs,
+NHWC; for convolutional networks the last one's spatial mean is `features`. `keys` are dropout's,
+one a row; None drops nothing. With `after=i`, `images` is stage i's map instead, and the network
+goes on from there (`maps` then holds the later ones). Every backbone has the fields `dtype` (of
+compute; parameters and batch statistics stay float32) and `axis_name` (of the pmap axis over which
+BatchNorm averages; None under jit, where the batch is global already).
 """
 
 from jaxood.models.backbones.cnn import CNN

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxood.models.backbones.wrn import batch_norm, conv3x3
+from jaxood.models.layers import ReLU
 
 
 class CNN(nn.Module):
@@ -23,11 +24,13 @@ class CNN(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images, *, train: bool, keys=None):
+    def __call__(self, images, *, train: bool, keys=None, after: int | None = None):
         x, maps = images, []
         for i, width in enumerate(self.widths):
+            if after is not None and i <= after:
+                continue
             stride = 1 if i == 0 else 2
             x = conv3x3(width, strides=stride, dtype=self.dtype, name=f'conv{i}')(x)
-            x = nn.relu(batch_norm(train, self.dtype, self.axis_name, f'bn{i}')(x))
+            x = ReLU()(batch_norm(train, self.dtype, self.axis_name, f'bn{i}')(x))
             maps.append(x)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32), tuple(maps)

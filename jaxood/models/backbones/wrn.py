@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxood.errors import UserError
-from jaxood.models.layers import dropout
+from jaxood.models.layers import ReLU, dropout
 from jaxood.rng import key_for
 
 # He et al. 2015 by fan-out, as the official code draws it.
@@ -50,7 +50,7 @@ class Block(nn.Module):
     def __call__(self, x, *, train, keys):
         norm = partial(batch_norm, train, self.dtype, self.axis_name)
         conv = partial(conv3x3, self.channels, dtype=self.dtype)
-        h = nn.relu(norm('bn1')(x))
+        h = ReLU()(norm('bn1')(x))
         if x.shape[-1] != self.channels:
             x = nn.Conv(
                 self.channels,
@@ -63,7 +63,7 @@ class Block(nn.Module):
                 name='shortcut',
             )(h)
         h = conv(strides=self.stride, name='conv1')(h)
-        h = nn.relu(norm('bn2')(h))
+        h = ReLU()(norm('bn2')(h))
         if train:
             h = dropout(h, self.dropout, keys)
         return x + conv(name='conv2')(h)
@@ -96,10 +96,13 @@ class WRN(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images, *, train: bool, keys=None):
-        x = conv3x3(self.base, dtype=self.dtype, name='conv1')(images)
-        maps = []
+    def __call__(self, images, *, train: bool, keys=None, after: int | None = None):
+        x, maps = images, []
+        if after is None:
+            x = conv3x3(self.base, dtype=self.dtype, name='conv1')(x)
         for group, stride in enumerate((1, 2, 2)):
+            if after is not None and group <= after:
+                continue
             for layer in range((self.depth - 4) // 6):
                 name = f'block{group + 1}_layer{layer}'
                 x = Block(
@@ -111,8 +114,9 @@ class WRN(nn.Module):
                     name=name,
                 )(x, train=train, keys=_keys_for(keys, name))
             maps.append(x)
-        x = nn.relu(batch_norm(train, self.dtype, self.axis_name, 'bn1')(x))
-        maps[-1] = x  # the map that is pooled
+        if maps:
+            x = ReLU()(batch_norm(train, self.dtype, self.axis_name, 'bn1')(x))
+            maps[-1] = x  # the map that is pooled
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32), tuple(maps)
 
 
