@@ -19,7 +19,7 @@ LAYERS = (
     ('stages',),
     ('experiment',),
     ('deployed',),
-    ('main', 'predict'),
+    ('main', 'predict', 'convert', 'bench'),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer these may look at each other, in this direction.
@@ -28,6 +28,8 @@ BESIDE = {
     ('models', 'diffusion'),
     ('train', 'diffusion'),
     ('predict', 'main'),
+    ('convert', 'main'),
+    ('bench', 'main'),
 }
 
 
@@ -55,7 +57,9 @@ def test_imports_point_down(path):
         assert down, f'{own} imports {other}, which is not below it'
 
 
-@pytest.mark.parametrize('module', ['jaxood', 'jaxood.main', 'jaxood.predict'])
+@pytest.mark.parametrize(
+    'module', ['jaxood', 'jaxood.main', 'jaxood.predict', 'jaxood.convert', 'jaxood.bench']
+)
 def test_commands_parse_before_they_import_anything_heavy(module):
     """`--help` answers at once; JAX alone takes a second."""
     code = f'import {module}, sys; print([m for m in ("jax", "flax", "numpy") if m in sys.modules])'

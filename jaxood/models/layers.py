@@ -1,5 +1,6 @@
 """Layers that several models share."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -48,6 +49,44 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+# He et al. 2015 by fan-out, as the official code draws it.
+he = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# Padding 1 on both sides, as PyTorch: 'SAME' pads a strided convolution on one side only.
+conv3x3 = partial(
+    nn.Conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)), use_bias=False, kernel_init=he
+)
+
+
+def _pointwise(images, kernel, strides, padding, *, precision=None, **unused):
+    """A 1x1 convolution as a product of matrices, at which XLA is faster on CPUs: 36 instead of
+    136 ms for 120 -> 48 channels of 256 images of 32 x 32 on two cores.
+
+    `nn.Conv` passes more, which a 1x1 convolution has no use for.
+    """
+    rows, columns = strides
+    return jnp.matmul(images[:, ::rows, ::columns], kernel[0, 0], precision=precision)
+
+
+conv1x1 = partial(conv3x3, kernel_size=(1, 1), padding='VALID', conv_general_dilated=_pointwise)
+
+
+def batch_norm(
+    train: bool, dtype: Any, axis_name: str | None, name: str, *, epsilon: float = 1e-5
+) -> nn.BatchNorm:
+    """BatchNorm with PyTorch's constants: eps 1e-5, and 0.9 of the old statistics kept.
+
+    (Flax's running variance is the biased one, PyTorch's has n/(n - 1).)
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=epsilon,
+        dtype=dtype,
+        axis_name=axis_name,
+        name=name,
+    )
 
 
 class ReLU(nn.Module):

@@ -5,6 +5,7 @@ its network. `pretrained` goes through them all to recognise a checkpoint and to
 name: what is missing, unused or of another shape is an error.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -97,3 +98,25 @@ def head(theirs: str) -> dict[str, Target]:
         f'{theirs}.weight': Target('params/head/kernel', linear),
         f'{theirs}.bias': Target('params/head/bias', same),
     }
+
+
+def cifar(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
+    """32 x 32 pixels; larger pictures as the benchmarks' code shrinks them: short side, middle."""
+    return Preprocessing(size=32, resize=32, interpolation='bilinear', mean=mean, std=std)
+
+
+def openood(num_classes: int) -> Preprocessing:
+    """CIFAR-100's constants for 100 classes, else CIFAR-10's (evaluation_api/preprocessor.py)."""
+    if num_classes == 100:
+        return cifar((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+    return cifar((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+    """How many of pattern.format(0), pattern.format(1), ... there are, without a gap."""
+    return next(i for i in itertools.count() if pattern.format(i) not in shapes)
+
+
+def kernel(ours: str) -> Target:
+    """A convolution's kernel: `ours` below 'backbone/'."""
+    return Target(f'params/backbone/{ours}/kernel', conv)

@@ -7,7 +7,16 @@ import pytest
 
 from jaxood.models.backbones import BACKBONES
 
-TINY = {'wrn': {'depth': 10, 'width': 1, 'base': 4}, 'cnn': {'widths': (4, 8)}}
+TINY = {
+    'wrn': {'depth': 10, 'width': 1, 'base': 4},
+    'densenet': {'depth': 10, 'growth': 2},
+    'resnet': {'blocks': (1, 1), 'width': 4},
+    'cnn': {'widths': (4, 8)},
+    'efficientnet': {'width': 0.25, 'depth': 0.2},
+    'vit': {'size': 8, 'patch': 4, 'width': 16, 'depth': 2, 'heads': 2, 'mlp': 24},
+}
+TRANSFORMERS = ('vit',)
+LOWEST = {'efficientnet': -0.2785}  # of an activation: SiLU's least value; ReLU's is 0
 IMAGES = jax.random.normal(jax.random.key(0), (8, 8, 8, 1)) + 0.5
 
 
@@ -23,16 +32,19 @@ def variables(name):
 
 
 def test_features_are_the_mean_of_the_last_map(name, variables):
+    """In all but transformers, whose features are a token that is in no map."""
     features, maps = BACKBONES[name](**TINY[name]).apply(variables, IMAGES, train=False)
-    np.testing.assert_allclose(features, maps[-1].mean((1, 2)), atol=1e-6)
-    assert (features >= 0).all()  # after the last ReLU
+    if name not in TRANSFORMERS:
+        np.testing.assert_allclose(features, maps[-1].mean((1, 2)), atol=1e-6)
+        assert (features >= LOWEST.get(name, 0.0)).all()
     assert all(m.shape[0] == 8 and m.ndim == 4 for m in maps)
 
 
 def test_evaluation_changes_no_statistics_and_sees_no_neighbours(name, variables):
     net = BACKBONES[name](**TINY[name])
     (together, _), after = net.apply(variables, IMAGES, train=False, mutable=['batch_stats'])
-    jax.tree.map(np.testing.assert_array_equal, after['batch_stats'], variables['batch_stats'])
+    statistics = {k: v for k, v in variables.items() if k != 'params'}  # a transformer has none
+    jax.tree.map(np.testing.assert_array_equal, after, statistics)
     alone = [net.apply(variables, IMAGES[i : i + 1], train=False)[0][0] for i in range(3)]
     np.testing.assert_allclose(together[:3], alone, atol=1e-5)
 
@@ -49,9 +61,10 @@ def test_two_devices_with_axis_name_are_one(name, variables):
     want, want_after = apply(one, IMAGES)
     halves = IMAGES.reshape(2, 4, *IMAGES.shape[1:])
     got, got_after = jax.pmap(lambda x: apply(two, x), axis_name='devices')(halves)
-    np.testing.assert_allclose(got.reshape(want.shape), want, atol=1e-5)
+    # EfficientNet's last BatchNorms see one pixel an image here: eight values, rounding counts.
+    np.testing.assert_allclose(got.reshape(want.shape), want, atol=5e-5)
     jax.tree.map(
-        lambda g, w: np.testing.assert_allclose(g, np.stack([w, w]), atol=1e-5),
+        lambda g, w: np.testing.assert_allclose(g, np.stack([w, w]), atol=5e-5),
         got_after,
         want_after,
     )

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jaxood.errors import UserError
-from jaxood.models import Classifier
+from jaxood.models import Classifier, layers
 from jaxood.models.backbones import WRN, wrn
 from jaxood.models.heads import Linear
 from jaxood.rng import key_each
@@ -51,7 +52,7 @@ def test_strided_convolutions_are_centred_as_in_pytorch():
     """Padding 1 on both sides: with a kernel that picks its centre, output i reads input 2i."""
     kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
     x = jnp.arange(64.0).reshape(1, 8, 8, 1)
-    y = wrn.conv3x3(1, strides=2).apply({'params': {'kernel': kernel}}, x)
+    y = layers.conv3x3(1, strides=2).apply({'params': {'kernel': kernel}}, x)
     np.testing.assert_array_equal(y, x[:, ::2, ::2])
 
 
@@ -66,14 +67,14 @@ def test_a_block_adds_to_its_input():
 
 
 def test_initial_weights_are_he_by_fan_out():
-    variables = wrn.conv3x3(64, strides=2).init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)))
+    variables = layers.conv3x3(64, strides=2).init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)))
     assert np.std(variables['params']['kernel']) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
 
 
 def test_batch_norm_has_the_constants_of_pytorch():
     """eps 1e-5; running statistics .9 · old + .1 · batch, from mean 0 and variance 1."""
     x = 0.01 * jax.random.normal(jax.random.key(0), (64, 2, 2, 3)) + 0.1
-    norm = wrn.batch_norm(True, jnp.float32, None, 'bn')
+    norm = layers.batch_norm(True, jnp.float32, None, 'bn')
     y, after = norm.apply(norm.init(jax.random.key(1), x), x, mutable=['batch_stats'])
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), atol=1e-3)
@@ -98,3 +99,26 @@ def test_dropout_belongs_to_the_row():
     assert np.abs(features(x, None) - h).max() > 1e-3
     assert np.abs(features(x, key_each(jax.random.key(3), jnp.arange(6))) - h).max() > 1e-3
     np.testing.assert_array_equal(features(x, keys, train=False), features(x, None, train=False))
+
+
+def test_it_goes_on_from_a_stages_map():
+    net = WRN(depth=10, width=1, base=4)
+    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 3))
+    variables = jax.jit(lambda: net.init(jax.random.key(1), x, train=False))()
+    features, maps = net.apply(variables, x, train=False)
+    for stage in range(3):
+        resumed, later = net.apply(variables, maps[stage], train=False, after=stage)
+        np.testing.assert_allclose(resumed, features, atol=1e-6)
+        jax.tree.map(np.testing.assert_array_equal, later, maps[stage + 1 :])
+
+
+@pytest.mark.parametrize(('depth', 'width', 'base'), [(40, 2, 16), (28, 10, 16), (10, 1, 4)])
+def test_its_keywords_are_read_from_shapes(depth, width, base):
+    """Layout and network agree on every array, also where a block needs no shortcut."""
+    layout, keywords = wrn.LAYOUTS[0], dict(depth=depth, width=width, base=base)
+    names = layout.targets(keywords, {})
+    theirs = dict.fromkeys(names, ()) | {'conv1.weight': (base, 3, 3, 3)}
+    theirs['block1.layer.0.conv1.weight'] = (base * width, base, 3, 3)
+    assert layout.recognise(theirs) == keywords
+    variables, _ = shapes(WRN(**keywords), (32, 32, 3))
+    assert {t.path for t in names.values()} == flatten_dict(variables, sep='/').keys()

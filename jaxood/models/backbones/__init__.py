@@ -8,7 +8,28 @@ compute; parameters and batch statistics stay float32) and `axis_name` (of the p
 BatchNorm averages; None under jit, where the batch is global already).
 """
 
+from jaxood.models.backbones import densenet, efficientnet, resnet, vit, wrn
 from jaxood.models.backbones.cnn import CNN
+from jaxood.models.backbones.densenet import DenseNet
+from jaxood.models.backbones.efficientnet import EfficientNet
+from jaxood.models.backbones.resnet import ResNet
+from jaxood.models.backbones.vit import ViT
 from jaxood.models.backbones.wrn import WRN
 
-BACKBONES = {'wrn': WRN, 'cnn': CNN}
+BACKBONES = {
+    'wrn': WRN,
+    'densenet': DenseNet,
+    'resnet': ResNet,
+    'efficientnet': EfficientNet,
+    'vit': ViT,
+    'cnn': CNN,
+}
+
+# Of layouts with the same names, the first is taken for granted.
+LAYOUTS = (
+    *wrn.LAYOUTS,
+    *densenet.LAYOUTS,
+    *resnet.LAYOUTS,
+    *efficientnet.LAYOUTS,
+    *vit.LAYOUTS,
+)

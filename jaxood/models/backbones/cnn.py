@@ -6,8 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxood.models.backbones.wrn import batch_norm, conv3x3
-from jaxood.models.layers import ReLU
+from jaxood.models.layers import ReLU, batch_norm, conv3x3
 
 
 class CNN(nn.Module):

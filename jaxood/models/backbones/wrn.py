@@ -8,30 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxood.errors import UserError
-from jaxood.models.layers import ReLU, dropout
+from jaxood.models import layouts
+from jaxood.models.layers import ReLU, batch_norm, conv1x1, conv3x3, dropout
+from jaxood.models.layouts import Layout, cifar, count, kernel, openood
 from jaxood.rng import key_for
-
-# He et al. 2015 by fan-out, as the official code draws it.
-he = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-# Padding 1 on both sides, as PyTorch: 'SAME' pads a strided convolution on one side only.
-conv3x3 = partial(
-    nn.Conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)), use_bias=False, kernel_init=he
-)
-
-
-def batch_norm(train: bool, dtype: Any, axis_name: str | None, name: str) -> nn.BatchNorm:
-    """BatchNorm with PyTorch's constants: eps 1e-5, and 0.9 of the old statistics kept.
-
-    (Flax's running variance is the biased one, PyTorch's has n/(n - 1).)
-    """
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-        axis_name=axis_name,
-        name=name,
-    )
 
 
 class Block(nn.Module):
@@ -52,16 +32,10 @@ class Block(nn.Module):
         conv = partial(conv3x3, self.channels, dtype=self.dtype)
         h = ReLU()(norm('bn1')(x))
         if x.shape[-1] != self.channels:
-            x = nn.Conv(
-                self.channels,
-                (1, 1),
-                self.stride,
-                padding='VALID',
-                use_bias=False,
-                kernel_init=he,
-                dtype=self.dtype,
-                name='shortcut',
-            )(h)
+            shortcut = conv1x1(
+                self.channels, strides=self.stride, dtype=self.dtype, name='shortcut'
+            )
+            x = shortcut(h)
         h = conv(strides=self.stride, name='conv1')(h)
         h = ReLU()(norm('bn2')(h))
         if train:
@@ -123,3 +97,43 @@ class WRN(nn.Module):
 def _keys_for(keys, name):
     """Each row's key for one layer."""
     return None if keys is None else jax.vmap(lambda key: key_for(key, name))(keys)
+
+
+def _recognise(shapes):
+    first, second = (shapes.get(f'{k}.weight', ()) for k in ('conv1', 'block1.layer.0.conv1'))
+    n = count(shapes, 'block1.layer.{}.conv2.weight')
+    if not (len(first) == len(second) == 4 and n and 'block3.layer.0.bn2.weight' in shapes):
+        return None
+    if 'trans1.conv1.weight' in shapes or second[0] < first[0]:  # a DenseNet
+        return None
+    return dict(depth=6 * n + 4, width=second[0] // first[0], base=first[0])
+
+
+def _targets(keywords, shapes):
+    net = WRN(**keywords)
+    found = {'conv1.weight': kernel('conv1')} | layouts.batch_norm('bn1', 'bn1')
+    for block in (1, 2, 3):
+        for layer in range((net.depth - 4) // 6):
+            theirs, ours = f'block{block}.layer.{layer}', f'block{block}_layer{layer}'
+            for n in (1, 2):
+                found[f'{theirs}.conv{n}.weight'] = kernel(f'{ours}/conv{n}')
+                found |= layouts.batch_norm(f'{theirs}.bn{n}', f'{ours}/bn{n}')
+            if layer == 0 and (block > 1 or net.width > 1):
+                found[f'{theirs}.convShortcut.weight'] = kernel(f'{ours}/shortcut')
+    return found | layouts.head('fc')
+
+
+def _outlier_exposure(num_classes):
+    """CIFAR/test.py. With 1000 classes: hendrycks/pre-training, where all are 0.5."""
+    if num_classes == 1000:
+        return cifar((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+    return cifar(tuple(m / 255 for m in mean), tuple(s / 255 for s in std))
+
+
+LAYOUTS = (  # one naming: wetliu/energy_ood, pytorch-ood and OpenOOD took over the first one's code
+    Layout('hendrycks/outlier-exposure', 'wrn', _recognise, _targets, _outlier_exposure),
+    Layout('wetliu/energy_ood', 'wrn', _recognise, _targets, _outlier_exposure),
+    Layout('pytorch-ood', 'wrn', _recognise, _targets, _outlier_exposure),
+    Layout('OpenOOD', 'wrn', _recognise, _targets, openood),
+)
