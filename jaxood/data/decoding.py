@@ -15,6 +15,8 @@ from jaxood.errors import UserError, unknown
 
 ON_ERROR = ('stop', 'skip')  # what to do with an image that cannot be read
 
+INTERPOLATIONS = ('bilinear', 'bicubic')
+
 _MODES = {1: 'L', 3: 'RGB'}
 _GREY = ('1', 'L', 'LA', 'La')
 _COLOUR = ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')
@@ -22,10 +24,24 @@ _COLOUR = ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HS
 log = logging.getLogger(__name__)
 
 
-def check(*, size: int | None, channels: int | None, on_error: str = 'stop') -> None:
+def check(
+    *,
+    size: int | None,
+    channels: int | None,
+    resize: int | None = None,
+    interpolation: str = 'bilinear',
+    on_error: str = 'stop',
+) -> None:
     """Raises UserError unless the keywords that all sources share are such as they can take."""
     if size is not None and (not isinstance(size, int) or size < 1):
         raise UserError(f'size={size!r} must be a whole number of pixels, or None for no resizing.')
+    if resize is not None and (not isinstance(resize, int) or size is None or resize < size):
+        raise UserError(
+            f'resize={resize!r} must be a whole number of at least size={size}: the short side is '
+            'brought to it, then size pixels are cut out. Leave it unset for size itself.'
+        )
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(unknown(f'interpolation={interpolation!r}', interpolation, INTERPOLATIONS))
     if channels not in (None, *_MODES):
         raise UserError(f'channels={channels!r} must be 1 (grey), 3 (RGB), or None (as it is).')
     if on_error not in ON_ERROR:
@@ -37,12 +53,19 @@ def resolve(path: str, root: str | None) -> str:
     return os.path.join(os.path.expanduser(root or ''), os.path.expanduser(path))
 
 
-def fit(image, size: int | None, channels: int | None) -> np.ndarray:
+def fit(
+    image,
+    size: int | None,
+    channels: int | None,
+    *,
+    resize: int | None = None,
+    interpolation: str = 'bilinear',
+) -> np.ndarray:
     """A Pillow image as uint8[H, W, C], brought to `size` x `size` pixels and `channels`.
 
-    Bilinear with antialiasing: the short side to `size`, then the middle of the long one. That is
-    `Resize(size)` and `CenterCrop(size)` of torchvision, with which the literature makes its OOD
-    test sets. Grey is ITU-R 601 luma; transparency is dropped.
+    The short side to `resize` (None: to `size`), antialiased, then the middle `size` x `size`. That
+    is `Resize(resize)` and `CenterCrop(size)` of torchvision, with which the literature makes its
+    OOD test sets. Grey is ITU-R 601 luma; transparency is dropped.
 
     Raises:
         UserError: 16-bit and float images, which have no agreed range.
@@ -55,26 +78,40 @@ def fit(image, size: int | None, channels: int | None) -> np.ndarray:
         with warnings.catch_warnings():  # Pillow would rather keep a palette's transparency
             warnings.simplefilter('ignore', UserWarning)
             image = image.convert(mode)
-    if size is not None and image.size != (size, size):
+    if size is not None and not _fits(image.size, size, resize):
         short = min(image.size)
-        width, height = (size * side // short for side in image.size)
+        width, height = ((resize or size) * side // short for side in image.size)
         left, top = round((width - size) / 2), round((height - size) / 2)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), Image.Resampling[interpolation.upper()])
         image = image.crop((left, top, left + size, top + size))
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
 
 
-def fit_all(images: np.ndarray, size: int | None, channels: int | None) -> np.ndarray:
+def _fits(shape, size, resize):
+    """Whether an image of this height and width is left as it is."""
+    return size is None or (shape[0] == shape[1] == size and resize in (None, size))
+
+
+def fit_all(
+    images: np.ndarray,
+    size: int | None,
+    channels: int | None,
+    *,
+    resize: int | None = None,
+    interpolation: str = 'bilinear',
+) -> np.ndarray:
     """`fit` for each row of uint8[N, H, W, C], C = 1 or 3."""
     from PIL import Image  # noqa: PLC0415
 
     height, width, found = images.shape[1:]
-    if (size is None or size == height == width) and channels in (None, found):
+    if _fits((height, width), size, resize) and channels in (None, found):
         return images
     pixels = images[..., 0] if found == 1 else images
     shape = (size or height, size or width, channels or found)
-    fitted = each(lambda row: fit(Image.fromarray(pixels[row]), size, channels), range(len(images)))
+    how = dict(resize=resize, interpolation=interpolation)
+    row = lambda i: fit(Image.fromarray(pixels[i]), size, channels, **how)
+    fitted = each(row, range(len(images)))
     return stack(enumerate(fitted), len(images), shape)[1]
 
 

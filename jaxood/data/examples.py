@@ -21,6 +21,7 @@ class Lazy:
         rows: int64[N], the i of each row.
         image_shape: (H, W, C).
         on_error: 'stop' raises decode's error; 'skip' takes the next readable image of the class.
+        look: how a file's pixels become the image's (size, interpolation ...), as text.
     """
 
     decode: Callable[[int], np.ndarray]
@@ -28,6 +29,7 @@ class Lazy:
     rows: np.ndarray
     image_shape: tuple[int, int, int]
     on_error: str = 'stop'
+    look: str = ''
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -65,11 +67,13 @@ class Examples:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the contents, in hex; of lazily read images, of their paths and sizes."""
+        """SHA-256 of the contents, in hex; of lazily read images, of their paths, sizes
+        and fitting."""
         sha = hashlib.sha256(repr((self.store.shape, self.class_names)).encode())
         if self.images is not None:
             sha.update(np.ascontiguousarray(self.images))
         else:
+            sha.update(self.store.look.encode() + b'\n')
             for row in self.store.rows:
                 sha.update(self.store.marks[row].encode() + b'\n')
         if self.labels is not None:

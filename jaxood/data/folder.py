@@ -1,5 +1,6 @@
 """A folder of image files: the class is the sub-folder."""
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -40,13 +41,15 @@ def folder(
     path: str,
     root: str | None = None,
     size: int | None = None,
+    resize: int | None = None,
+    interpolation: str = 'bilinear',
     channels: int | None = None,
     on_error: str = 'stop',
     memory_limit: int = 2 * 2**30,
 ) -> dict[str, Examples]:
     """Image files below a folder, in the order of their sorted paths.
 
-    `path` holds `train/` and `test/`, which are the splits, or is all there is. Each holds images
+    `path` holds `train/` and `test/` (or `val/`), which are the splits, or is all there is. Each holds images
     (no labels), or a sub-folder for each class with the images at any depth. Hidden files, and
     files whose ending is not a picture's, are passed over.
 
@@ -60,7 +63,8 @@ def folder(
         UserError: no such folder, no images, an unreadable one, shapes that differ while `size` or
             `channels` does not make them agree; with the file's name and how to mend it.
     """
-    decoding.check(size=size, channels=channels, on_error=on_error)
+    look = dict(size=size, resize=resize, interpolation=interpolation, channels=channels)
+    decoding.check(**look, on_error=on_error)
     splits = _splits(decoding.resolve(path, root))
     shapes = {}
     for split, files in splits.items():
@@ -72,12 +76,13 @@ def folder(
 
     examples = {}
     for split, files in splits.items():
-        decode = _decode(files, size, channels)
+        decode = _decode(files, look)
         if lazy:
             marks = tuple(
                 f'{n} {os.path.getsize(files.path(i))}' for i, n in enumerate(files.names)
             )
-            store = Lazy(decode, marks, np.arange(len(marks)), shape, on_error)
+            rows = np.arange(len(marks))
+            store = Lazy(decode, marks, rows, shape, on_error, repr(look))
         else:
             decoded = decoding.readable(decode, range(len(files.names)), on_error)
             rows, store = decoding.stack(decoded, len(files.names), shape)
@@ -95,21 +100,20 @@ def _header(files):
     return lambda row: decoding.read(files.path(row), shape)
 
 
-def _decode(files, size, channels):
+def _decode(files, look):
     """row -> uint8[H, W, C]"""
-
-    def pixels(image):
-        return decoding.fit(image, size, channels)
-
+    pixels = functools.partial(decoding.fit, **look)
     return lambda row: decoding.read(files.path(row), pixels)
 
 
 def _splits(top):
-    """'train' and 'test', or 'all': `_Files`."""
+    """'train' and 'test', or 'all': `_Files`. ImageNet's `val` tests where there is no `test`."""
     named = [name for name in ('train', 'test') if os.path.isdir(os.path.join(top, name))]
+    if named == ['train'] and os.path.isdir(os.path.join(top, 'val')):
+        named.append('val')
     if len(named) == 2:
         train = _list(os.path.join(top, 'train'))
-        return {'train': train, 'test': _list(os.path.join(top, 'test'), like=train)}
+        return {'train': train, 'test': _list(os.path.join(top, named[1]), like=train)}
     for name in named:  # a class may have such a name, but has no folders of images in it
         if _scan(os.path.join(top, name))[0]:
             other = 'test' if name == 'train' else 'train'

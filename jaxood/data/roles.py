@@ -30,6 +30,7 @@ def roles(
     splits: Mapping[str, Examples],
     *,
     validation: float = 0.1,
+    validation_from: str = 'train',
     test: float = 0.2,
     held_out: Sequence[str | int] = (),
     held_out_validation: Sequence[str | int] = (),
@@ -40,6 +41,8 @@ def roles(
     Args:
         splits: a source's `{'all': ...}` or `{'train': ..., 'test': ...}`.
         validation: share of 'all' (or of 'train') that validates; 0 for an empty set.
+        validation_from: 'train', or 'test' to take that share of the test split instead, for
+            networks that have seen the whole train split (OpenOOD's protocol).
         test: share of 'all' that tests; of no effect if the source has a test split.
         held_out: classes, by name or number, that leave the ID set. Their examples in 'all' (or in
             'test') are the near-OOD set.
@@ -52,6 +55,8 @@ def roles(
     """
     source = splits.get('train', splits.get('all'))
     outside = splits.get('test', source)
+    if validation_from not in ('train', 'test'):
+        raise UserError(f"validation_from={validation_from!r} must be 'train' or 'test'.")
     shares = {'validation': validation}
     if outside is source:
         shares['test'] = test
@@ -69,8 +74,13 @@ def roles(
             'settings are chosen on cannot test them.'
         )
 
-    parts = {part: source.subset(rows) for part, rows in _cast(source, shares, seed).items()}
-    parts.setdefault('test', outside)
+    if validation_from == 'test' and outside is not source:
+        cast = _cast(outside, shares, seed)
+        validates, outside = outside.subset(cast['validation']), outside.subset(cast['train'])
+        parts = {'train': source, 'validation': validates, 'test': outside}
+    else:
+        parts = {part: source.subset(rows) for part, rows in _cast(source, shares, seed).items()}
+        parts.setdefault('test', outside)
     if source.labels is not None:
         id_classes = [k for k in range(len(source.class_names)) if k not in (*near, *tuning)]
         if len(id_classes) < 2:

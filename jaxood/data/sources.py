@@ -65,6 +65,8 @@ def npz(
     test: str | None = None,
     root: str | None = None,
     size: int | None = None,
+    resize: int | None = None,
+    interpolation: str = 'bilinear',
     channels: int | None = None,
 ) -> dict[str, Examples]:
     """Arrays in one NPZ file (`path`), or in two (`train` and `test`).
@@ -76,7 +78,8 @@ def npz(
     Raises:
         UserError: a file that is missing, damaged or holds anything else, with how to mend it.
     """
-    decoding.check(size=size, channels=channels)
+    look = dict(size=size, resize=resize, interpolation=interpolation, channels=channels)
+    decoding.check(**look)
     if path is not None and train is None and test is None:
         paths = {'all': path}
     elif path is None and train is not None and test is not None:
@@ -102,7 +105,7 @@ def npz(
         highest = max(labels.max() for _, labels, _ in arrays.values())
         class_names = tuple(str(k) for k in range(highest + 1))
     return {
-        split: Examples(decoding.fit_all(images, size, channels), labels, class_names)
+        split: Examples(decoding.fit_all(images, **look), labels, class_names)
         for split, (images, labels, _) in arrays.items()
     }
 

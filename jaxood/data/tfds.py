@@ -21,6 +21,8 @@ def tfds(
     archives: str | None = None,
     root: str | None = None,
     size: int | None = None,
+    resize: int | None = None,
+    interpolation: str = 'bilinear',
     channels: int | None = None,
     on_error: str = 'stop',
     memory_limit: int = 2 * 2**30,
@@ -45,7 +47,8 @@ def tfds(
         UserError: an unknown set, split or feature, a set that cannot be prepared here, images of
             many sizes without `size`.
     """
-    decoding.check(size=size, channels=channels, on_error=on_error)
+    look = dict(size=size, resize=resize, interpolation=interpolation, channels=channels)
+    decoding.check(**look, on_error=on_error)
     builder = _prepared(
         dataset,
         data_dir and decoding.resolve(data_dir, root),
@@ -60,12 +63,13 @@ def tfds(
     examples = {}
     for name, source in sources.items():
         where, rows = f'{builder.info.full_name}, {splits[name]}', np.arange(len(source))
-        read = _reader(source, label if class_names else None, where, size, channels)
+        read = _reader(source, label if class_names else None, where, look)
         if lazy:
             bare = _open(builder, splits[name], images=False)
             labels = [r.get(label) for r in decoding.each(bare.__getitem__, rows)]
             marks = [f'{where} {row}' for row in rows]  # a version of a TFDS set never changes
-            store = Lazy(lambda row, read=read: read(row)[1], marks, rows, shape, on_error)
+            decode = lambda row, read=read: read(row)[1]
+            store = Lazy(decode, marks, rows, shape, on_error, repr(look))
         else:
             pairs = (pair for _, pair in decoding.readable(read, rows, on_error))
             labels, store = decoding.stack(pairs, len(rows), shape)
@@ -76,7 +80,7 @@ def tfds(
     return examples
 
 
-def _reader(source, label, where, size, channels):
+def _reader(source, label, where, look):
     """row -> (label, uint8[H, W, C])"""
     from PIL import Image  # noqa: PLC0415
 
@@ -85,7 +89,7 @@ def _reader(source, label, where, size, channels):
             record = source[row]
             pixels = record['image']
             picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-            return record.get(label), decoding.fit(picture, size, channels)
+            return record.get(label), decoding.fit(picture, **look)
         except Exception as e:  # Pillow's decoders raise all kinds
             raise UserError(
                 f"{where}, row {row} cannot be read: {e}. Set on_error='skip' to leave such out."

@@ -195,3 +195,19 @@ def test_a_folder_of_nothing_but_broken_images(tmp_path):
         load(tmp_path, on_error='skip')
     with pytest.raises(UserError, match="on_error='skp'.*Did you mean 'skip'"):
         load(tmp_path, on_error='skp')
+
+
+@pytest.mark.parametrize('limit', [2**30, 0])
+def test_a_folder_as_imagenet_lays_it_out(tmp_path, limit):
+    """`val` tests where there is no `test`; how images are brought to shape is in the digest."""
+    for split in ('train', 'val'):
+        for name in ('n01', 'n02'):
+            picture(tmp_path / split / name / '1.png', (9, 7, 3))
+    data = load(tmp_path, size=4, memory_limit=limit)
+    assert set(data) == {'train', 'test'}
+    assert data['test'].class_names == ('n01', 'n02')
+    looks = (dict(), dict(resize=6), dict(interpolation='bicubic'))
+    digests = {load(tmp_path, size=4, memory_limit=limit, **k)['test'].digest for k in looks}
+    assert len(digests) == 3
+    picture(tmp_path / 'test' / 'n01' / '1.png')
+    assert len(load(tmp_path, size=4)['test']) == 1

@@ -134,3 +134,18 @@ TWO = source([10, 10])
 def test_a_cast_that_cannot_be(splits, settings, message):
     with pytest.raises(UserError, match=message):
         roles(splits, **settings)
+
+
+def test_validation_images_from_the_test_split():
+    """OpenOOD's protocol: the whole train split is the bank, and the test set gives some away."""
+    data = {'train': source([20, 20]), 'test': source([10, 10])}
+    got = roles(data, validation=0.2, validation_from='test')
+    assert [len(p) for p in (got.train, got.validation, got.test)] == [40, 4, 16]
+    np.testing.assert_array_equal(numbers(got.train), numbers(data['train']))
+    both = np.sort(numbers(got.validation, got.test))
+    np.testing.assert_array_equal(both, np.sort(numbers(data['test'])))
+    assert np.bincount(got.validation.labels).tolist() == [2, 2]
+    one_split = {'all': source([20, 20])}  # nothing but the shares to go by
+    assert roles(one_split, validation_from='test').train.digest == roles(one_split).train.digest
+    with pytest.raises(UserError, match="must be 'train' or 'test'"):
+        roles(data, validation_from='val')

@@ -176,3 +176,32 @@ def test_npz_files_that_do_not_go_together(tmp_path):
     for wrong in (dict(), dict(train=a), dict(path=a, test=b)):
         with pytest.raises(UserError, match='either one file'):
             SOURCES['npz'](**wrong)
+
+
+def test_resize_comes_before_the_crop():
+    """The short side to `resize`, then the middle `size` x `size`: torchvision's two steps."""
+    ramp = np.tile(np.arange(0, 160, 10, dtype=np.uint8), (16, 1))  # 16 x 16, left to right
+    image = Image.fromarray(ramp)
+    cut = decoding.fit(image, 8, None, resize=16)[..., 0]
+    np.testing.assert_array_equal(cut, ramp[4:12, 4:12])
+    np.testing.assert_array_equal(  # images that have the size already are enlarged, too
+        decoding.fit_all(ramp[None, :8, :8, None], 8, None, resize=16).shape, (1, 8, 8, 1)
+    )
+    half = decoding.fit(image, 4, None, resize=8)[..., 0].astype(int)
+    np.testing.assert_allclose(half[0], [45, 65, 85, 105], atol=1)  # pairs' means, the middle four
+    steep = Image.fromarray(np.uint8([[0, 0, 0, 255, 255, 255]] * 6))
+    looks = [decoding.fit(steep, 12, None, interpolation=i) for i in decoding.INTERPOLATIONS]
+    assert (looks[0] != looks[1]).any()
+
+
+@pytest.mark.parametrize(
+    ('look', 'message'),
+    [
+        (dict(resize=4), 'resize=4 must be a whole number of at least size=8'),
+        (dict(size=None, resize=8), 'resize=8'),
+        (dict(interpolation='bicubik'), "Did you mean 'bicubic'"),
+    ],
+)
+def test_fittings_that_cannot_be(look, message):
+    with pytest.raises(UserError, match=message):
+        decoding.check(**(dict(size=8, channels=None) | look))
