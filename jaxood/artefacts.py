@@ -8,9 +8,10 @@ does, which is written last; until then the folder holds checkpoints or shards a
 
 import contextlib
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,37 @@ def load(path: epath.Path) -> dict[str, np.ndarray]:
     """Reads what `save` wrote."""
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def save_rows(path: epath.Path, parts: Iterable[np.ndarray], count: int) -> None:
+    """Writes an .npy of rows that come in parts, in constant memory: whole or not at all."""
+    parts = iter(parts)
+    first = next(parts)
+    if not _is_local(path):
+        buffer = io.BytesIO()
+        np.save(buffer, np.concatenate([first, *parts]))
+        write(path, buffer.getvalue())
+        return
+    part_file = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        rows = np.lib.format.open_memmap(
+            part_file, mode='w+', dtype=first.dtype, shape=(count, *first.shape[1:])
+        )
+        at = 0
+        for part in itertools.chain([first], parts):
+            rows[at : at + len(part)] = part
+            at += len(part)
+        rows.flush()
+        os.replace(part_file, path)
+    finally:
+        part_file.unlink(missing_ok=True)
+
+
+def load_rows(path: epath.Path) -> np.ndarray:
+    """Reads what `save_rows` wrote: a read-only memory map where the file is local."""
+    if not _is_local(path):
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    return np.load(os.fspath(path), mmap_mode='r', allow_pickle=False)
 
 
 @contextlib.contextmanager

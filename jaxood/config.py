@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import math
+import pathlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +32,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     'artefacts_dir': (),
     'parallel': ('mode', 'num_devices', 'inference_batch'),
     'data': (
-        *('root', 'on_error', 'memory_limit', 'device_limit', 'size', 'channels'),
-        *('held_out', 'held_out_validation', 'validation', 'test', 'id', 'ood'),
+        *('root', 'on_error', 'memory_limit', 'device_limit'),
+        *('size', 'resize', 'interpolation', 'channels'),
+        *('held_out', 'held_out_validation', 'validation', 'validation_from', 'test'),
+        *('id', 'ood', 'validation_ood'),
     ),
     'pseudo_label': (),
     'tokens': (),
@@ -53,11 +56,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
         *('log_every', 'checkpoint_every'),
     ),
-    'scores': (),
+    'scores': ('sweep',),
     'arms': (),
-    'report': ('title', 'arm', 'score', 'draws', 'gallery', 'tsne'),
+    'report': ('title', 'arm', 'score', 'draws', 'gallery', 'tsne', 'every_score', 'openood'),
 }
-VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir')  # these are no sections
+VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir', 'weights')  # these are no sections
 LABELLED = ('scores', 'arms')  # the keys of these are labels
 UNNAMED = ('parallel', 'data', 'diffusion', 'preprocessing', 'report')  # these name no entry
 # Belong to the experiment: its runs are compared, so no arm may have its own.
@@ -65,8 +68,9 @@ COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'repor
 OPTIONAL = frozenset(
     (
         *('artefacts_dir', 'num_devices', 'outlier_ratio'),
-        *('root', 'on_error', 'memory_limit', 'size', 'channels'),
-        *('held_out', 'held_out_validation', 'ood'),
+        *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
+        *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
+        *('mean', 'std', 'arm', 'every_score', 'openood'),
     )
 )
 
@@ -182,14 +186,31 @@ class Run(collections.namedtuple('Run', ('arm', 'seed', 'config'))):
 
 
 def runs(config: ml_collections.ConfigDict) -> Iterator[Run]:
-    """The experiment: arms x seeds, in the config's order. Without arms, one arm named 'main'."""
-    for arm, overrides in (config.get('arms') or {'main': {}}).items():
+    """The experiment: arms x seeds, in the config's order."""
+    for arm, overrides in arms(config).items():
         base = override(config, overrides, f'config.arms.{arm}')
         for seed in config.seeds:
             resolved = base.copy_and_resolve_references()
             with resolved.unlocked():
                 resolved.seeds = (seed,)
             yield Run(arm, seed, ml_collections.FrozenConfigDict(resolved))
+
+
+def arms(config: Mapping) -> Mapping[str, Mapping]:
+    """Arm -> its overrides: `config.arms`; or one for each checkpoint in `config.weights`, named
+    after the file or folder; or a single one named 'main'."""
+    if config.get('arms'):
+        return config['arms']
+    if not config.get('weights'):
+        return {'main': {}}
+    paths = [path.strip() for path in config['weights'].split(',')]
+    named = {pathlib.PurePath(path).name.partition('.')[0]: path for path in paths}
+    if len(named) < len(paths):
+        raise ConfigError(
+            f'config.weights={config["weights"]!r}: two files share a name, and arms are named '
+            'after them. Rename one.'
+        )
+    return {name: {'weights': path} for name, path in named.items()}
 
 
 def override(config: ml_collections.ConfigDict, overrides: Mapping, where: str):

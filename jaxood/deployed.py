@@ -2,6 +2,7 @@
 
 import fractions
 import itertools
+import json
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from jaxood import artefacts, console, experiment, parallel
+from jaxood import config as configs
+from jaxood.artefacts import Store
 from jaxood.data import decoding
 from jaxood.errors import UserError, lookup
-from jaxood.stages import classifiers, train_detector
+from jaxood.stages import networks
 from jaxood.stages import score as scoring
-from jaxood.stages.score import VALIDATION
-from jaxood.train import checkpoint
+from jaxood.stages.common import VALIDATION
 
 COLUMNS = ('file', 'score', 'p_value', 'decision', 'class', 'threshold')
 
@@ -38,19 +40,21 @@ class Detector:
         folder = artefacts.place(workdir)
         config, made = experiment.find_run(folder, arm, seed)
         label = score or config.report.score
-        section = lookup(config.scores, label, f'{folder}: --score')
-        facts = made['train_detector'].done
-        self.classes = facts['class_names']
-        self.shape = tuple(facts['shape'])
-        self.preprocessing, self.on_error = config.preprocessing, on_error
-        self.devices = parallel.setup()  # those of this machine, wherever the run was trained
-        self.batch = self.devices.batch_size(batch)
-        self.model = train_detector.build(config, len(self.classes), self.devices.axis_name)
-        self.variables = checkpoint.load_weights(made['train_detector'] / 'weights')
-        scores = made['score']
+        known = {method.label: method for method in scoring.methods(config)}
+        lookup(known, label, f'{folder}: --score')
+        scores, self.on_error = made['score'], on_error
+        self.classes, self.shape = scores.done['class_names'], tuple(scores.done['shape'])
+        data = configs.plain(config.data)
+        self.look = {k: data[k] for k in ('resize', 'interpolation') if data.get(k) is not None}
+        devices = parallel.setup()  # those of this machine, wherever the run was trained
+        self.batch = devices.batch_size(batch)
+        network = networks.load(made[scoring.detector(config)], config, devices, self.batch)
+        self.network = network
         self.known = np.sort(artefacts.load(scores / f'{label}/{VALIDATION}.npz')['score'])
-        head, bank = self.variables['params']['head'], artefacts.load(scores / 'bank.npz')
-        self.score = scoring.fit(label, section, bank, head, rows=self.batch)
+        store = Store(scores.folder.parent.parent)
+        bank = scoring.Bank(store, network, scores.done['bank'], lambda: scoring.banked(config))
+        section = json.loads((scores / f'{label}.json').read_text())['settings']
+        self.score = scoring.fit(bank, section, f'{folder}: score {label}')
         kept = math.ceil(fractions.Fraction(str(keep)) * len(self.known))
         self.threshold = float(self.known[kept - 1])
 
@@ -72,7 +76,9 @@ class Detector:
     def _read(self, file):
         height, width, channels = self.shape
         size = width if width == height else None  # `fit` makes squares
-        image = decoding.read(file, lambda picture: decoding.fit(picture, size, channels))
+        image = decoding.read(
+            file, lambda picture: decoding.fit(picture, size, channels, **self.look)
+        )
         if image.shape != self.shape:
             found = f'{image.shape[1]} x {image.shape[0]}'
             raise UserError(f'{file} is {found} pixels; this run takes {width} x {height} alone.')
@@ -81,10 +87,8 @@ class Detector:
     def _decide(self, images):
         """Rows without the file, for uint8[n, H, W, C] with n at most a batch."""
         chunks = [parallel.pad_rows(images, self.batch)]
-        model, variables = self.model, self.variables
-        outputs = classifiers.stream(self.devices, model, variables, chunks, self.preprocessing)
-        for out in outputs:
-            scores = self.score(out)
+        for out in self.network.stream(chunks):
+            scores = self.score(out, chunks)
             # the conformal p-value counts the new image itself, hence + 1
             above = len(self.known) - np.searchsorted(self.known, scores, side='left')
             p_values = (above + 1) / (len(self.known) + 1)

@@ -18,12 +18,9 @@ from jaxood import config as configs
 from jaxood.artefacts import Artefact, Store
 from jaxood.config import Run
 from jaxood.errors import ConfigError, UserError, lookup, unknown
-from jaxood.stages import STAGES, common
+from jaxood.stages import STAGES, common, score
 
-REQUIRED = (
-    *('seed', 'seeds', 'dtype', 'stages', 'parallel', 'data', 'preprocessing', 'outliers'),
-    *('filter', 'backbone', 'head', 'detector', 'scores', 'report'),
-)
+REQUIRED = ('seed', 'seeds', 'dtype', 'stages', 'parallel', 'data', 'preprocessing')  # by all runs
 PACKAGES = ('jaxood', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scikit-learn')
 
 
@@ -64,7 +61,7 @@ def execute(config, workdir: str, only: Sequence[str] | None = None) -> None:
         for task in tasks:
             if task.stage in wanted:
                 state = task.state
-                perform(task, devices, repro)
+                perform(task, store, devices, repro)
                 log.write(
                     {'stage': task.stage, 'for': name_of(task), 'was': state} | task.artefact.done
                 )
@@ -81,6 +78,7 @@ def check(config) -> list[Run]:
     for stage in config.stages:
         if stage not in STAGES:
             raise ConfigError(unknown(f'config.stages: stage {stage!r}', stage, STAGES))
+        configs.require(config, *STAGES[stage].NEEDS)
     runs = list(configs.runs(config))
     for run in runs:
         common.check(run.config)
@@ -148,7 +146,7 @@ def plan(runs: Sequence[Run], store: Store) -> list[Task]:
     return list(tasks.values())
 
 
-def perform(task: Task, devices: parallel.Devices, repro: dict) -> None:
+def perform(task: Task, store: Store, devices: parallel.Devices, repro: dict) -> None:
     """Makes one artefact, unless it is there; goes on with one that was interrupted."""
     if task.artefact.done is not None:
         return
@@ -164,6 +162,7 @@ def perform(task: Task, devices: parallel.Devices, repro: dict) -> None:
                 devices=devices,
                 artefact=task.artefact,
                 inputs=task.inputs,
+                store=store,
                 what=f'{task.stage} {name_of(task)}'.strip(),
                 runs=task.runs,
                 repro=repro,
@@ -180,8 +179,9 @@ def perform(task: Task, devices: parallel.Devices, repro: dict) -> None:
 def publish(task: Task, folder: epath.Path) -> None:
     """Copies what people look for into the workdir, and prints the report's table."""
     stage = STAGES[task.stage]
-    for name in stage.PUBLISHED:
-        artefacts.write(folder / name, (task.artefact / name).read_bytes())
+    for pattern in stage.PUBLISHED:
+        for path in task.artefact.folder.glob(pattern):
+            artefacts.write(folder / path.relative_to(task.artefact.folder), path.read_bytes())
     if stage.PUBLISHED:
         stage.show(task.artefact, task.runs[0].config)
         console.say(f'report: {folder / "report.html"}')
@@ -246,12 +246,12 @@ def find_run(folder: epath.Path, arm: str | None, seed: int | None):
     check_format(folder)
     config = ml_collections.ConfigDict(json.loads((folder / 'config.json').read_text()))
     index = json.loads((folder / 'runs.json').read_text())
-    arm = config.report.arm if arm is None else arm
+    arm = (config.report.get('arm') or next(iter(index))) if arm is None else arm
     seeds = lookup(index, arm, f'{folder}: arm')
     seed = next(iter(seeds)) if seed is None else str(seed)
     places = lookup(seeds, seed, f'{folder}: seed')
     made = {k: Artefact(k, os.path.basename(v), folder / v) for k, v in places.items()}
-    for stage in ('train_detector', 'score'):
+    for stage in (score.detector(config), 'score'):
         if stage not in made or made[stage].done is None:
             raise UserError(
                 f'{folder}: run {arm}/{seed} has no finished {stage}. Run the command that made it '

@@ -12,7 +12,7 @@ so each is a few lines on (A, B), and the bootstrap runs the very same lines on 
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -156,6 +156,30 @@ def bootstrap(
 ) -> np.ndarray:
     """Draws of a metric's mean over training seeds: what the interval is taken from.
 
+    See `bootstraps`, which does several metrics at once.
+
+    Args:
+        metric: a key of `evaluate`'s row.
+
+    Returns:
+        float64[draws].
+    """
+    more = dict(draws=draws, seed=seed, correct=correct, ood_set=ood_set)
+    return bootstraps(id_scores, ood_scores, (metric,), **more)[metric]
+
+
+def bootstraps(
+    id_scores,
+    ood_scores,
+    wanted: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    correct=None,
+    ood_set: str = '',
+) -> dict[str, np.ndarray]:
+    """Draws of several metrics' means over training seeds, from the same resampled rows.
+
     Each draw resamples, with replacement and stratified, the S training seeds, the n ID rows and
     the m OOD rows; all seeds see the same rows. The resampling is a function of (`seed`, S, n)
     and of (`seed`, `ood_set`, m) alone, so for a paired comparison of two arms, scores or methods,
@@ -165,29 +189,30 @@ def bootstrap(
     Args:
         id_scores: [S, n], or [n] for one trained network.
         ood_scores: [S, m], or [m].
-        metric: a key of `evaluate`'s row.
+        wanted: keys of `evaluate`'s row.
         correct: bool[S, n], for 'oscr' and 'id_acc'.
         ood_set: the OOD set's name, so that two sets of one size are resampled independently.
 
     Returns:
-        float64[draws].
+        metric -> float64[draws].
     """
     a = np.atleast_2d(_finite(id_scores, 'id_scores', ndim=(1, 2)))
     b = np.atleast_2d(_finite(ood_scores, 'ood_scores', ndim=(1, 2)))
     (S, n), m = a.shape, b.shape[1]
     if len(b) != S:
         raise UserError(f'id_scores has {S} training seeds, ood_scores {len(b)}: give the same.')
-    lookup(_METRICS | dict.fromkeys(_CORRECT_METRICS), metric, 'metric')
-    if metric in _CORRECT_METRICS:
-        correct = np.atleast_2d(correct)
-        if correct.shape != a.shape:
-            raise UserError(f'{metric} needs `correct` of shape {a.shape}, got {correct.shape}.')
+    for metric in wanted:
+        lookup(_METRICS | dict.fromkeys(_CORRECT_METRICS), metric, 'metric')
+        if metric in _CORRECT_METRICS:
+            correct = np.atleast_2d(correct)
+            if correct.shape != a.shape:
+                raise UserError(f'{metric} needs `correct` of shape {a.shape}: {correct.shape}.')
     orders = [(np.argsort(x), np.argsort(y), *_curve(x, y)) for x, y in zip(a, b)]
 
     root = np.random.SeedSequence(seed)
     seed_rng, id_rng = (np.random.default_rng(s) for s in root.spawn(2))
     ood_rng = np.random.default_rng([seed, zlib.crc32(ood_set.encode()) + 1])
-    values = np.empty((S, draws))
+    values = {metric: np.empty((S, draws)) for metric in wanted}
     chunk = max(1, _CELLS // (n + m))
     for start in range(0, draws, chunk):
         columns = slice(start, min(start + chunk, draws))
@@ -196,15 +221,16 @@ def bootstrap(
         for s, (id_order, ood_order, A, B) in enumerate(orders):
             # A_k rows lie at or below v_k, so the first A_k sorted rows' counts are the draw's A_k.
             B_draw = _cumulative(ood_counts[ood_order])[B]
-            if metric in _CORRECT_METRICS:
-                A_right = _cumulative((id_counts * correct[s][:, None])[id_order])[A]
-                won = A_right[-1] / n if metric == 'id_acc' else _pairs(A_right, B_draw) / (n * m)
-                values[s, columns] = won
-            else:
-                A_draw = _cumulative(id_counts[id_order])[A]
-                values[s, columns] = _METRICS[metric](A_draw, B_draw)
+            A_draw = _cumulative(id_counts[id_order])[A]
+            for metric, into in values.items():
+                if metric in _CORRECT_METRICS:
+                    right = _cumulative((id_counts * correct[s][:, None])[id_order])[A]
+                    won = right[-1] / n if metric == 'id_acc' else _pairs(right, B_draw) / (n * m)
+                    into[s, columns] = won
+                else:
+                    into[s, columns] = _METRICS[metric](A_draw, B_draw)
     picks = _counts(seed_rng, S, draws)  # how often each draw takes each seed
-    return np.sum(picks * values, axis=0) / S
+    return {metric: np.sum(picks * found, axis=0) / S for metric, found in values.items()}
 
 
 def interval(draws, *, level: float = 0.95) -> tuple[float, float]:

@@ -293,6 +293,7 @@ def test_what_runs_share_is_made_once(tmp_path):
         'train_judges': 1,
         'synthesise': 2,  # noise, diffusion
         'train_detector': 6,
+        'load_weights': 0,
         'score': 6,
         'report': 1,
     }

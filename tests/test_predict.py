@@ -21,6 +21,7 @@ from jaxood.models import Classifier
 from jaxood.models.backbones.cnn import CNN
 from jaxood.models.heads import Linear
 from jaxood.scores import logit
+from jaxood.stages import networks
 from jaxood.train import checkpoint
 
 CLASSES = ('cat', 'dog', 'owl')
@@ -48,12 +49,24 @@ def lay_out(folder, shape=(8, 8, 1)):
     places = {k: epath.Path(folder / 'artefacts' / k / 'f') for k in ('train_detector', 'score')}
     checkpoint.save_weights(places['train_detector'] / 'weights', variables)
     made = {k: artefacts.Artefact(k, 'f', place) for k, place in places.items()}
-    made['train_detector'].finish(class_names=CLASSES, shape=shape)
-    bank = dict(logits=np.zeros((9, 3), np.float32), features=np.eye(9, 8, dtype=np.float32))
-    artefacts.save(places['score'] / 'bank.npz', **bank)
+    look = configs.plain(config.preprocessing)
+    head = {'name': 'linear'}
+    network = dict(backbone=backbone, head=head, preprocessing=look, num_classes=len(CLASSES))
+    made['train_detector'].finish(**network)
+    outputs = dict(logits=np.zeros((9, 3), np.float32), features=np.eye(9, 8, dtype=np.float32))
+    digests = {'train': 'a', 'validation': 'b'}
+    for digest in digests.values():
+        key = configs.fingerprint('train_detector', 'f', 'float32')
+        features = networks.find_features(artefacts.Store(folder / 'artefacts'), key, digest)
+        features.folder.mkdir(parents=True)
+        for name, array in outputs.items():
+            artefacts.save_rows(features / f'{name}.npy', [array], len(array))
+        features.finish(labels=False)
     for label, known in (('msp', KNOWN), ('energy', KNOWN - 50.0)):
         artefacts.save(places['score'] / f'{label}/validation.npz', score=known)
-    made['score'].finish(id_accuracy=1.0)
+        sidecar = json.dumps({'settings': {'name': label}})
+        artefacts.write(places['score'] / f'{label}.json', sidecar)
+    made['score'].finish(class_names=CLASSES, shape=shape, bank=digests)
     paths = {k: os.path.relpath(place, folder) for k, place in places.items()}
     index = {'main': {'0': paths, '3': {'train_detector': 'artefacts/train_detector/other'}}}
     (folder / 'runs.json').write_text(json.dumps(index))
@@ -138,7 +151,7 @@ def decide(workdir, logits):
             detectors[keep] = deployed.Detector(workdir, keep=keep, **options)
         detector = detectors[keep]
         detector.known = detector.known if known is None else np.sort(known)
-        detector.score = lambda out: np.float32(scores)
+        detector.score = lambda out, chunks: np.float32(scores)
         return list(detector._decide(np.zeros((len(scores), 8, 8, 1), np.uint8)))
 
     return decide

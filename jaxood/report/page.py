@@ -68,6 +68,7 @@ class Content:
         costs: rows with `stage`, and optionally `what`, `times` (how often), `seconds` (each time),
             `images_per_s` (without compilation).
         score_costs: `tables.score_costs`.
+        every_score: show each arm's scores set by set, not their mean alone.
         settings: the config as YAML.
         facts: heading -> name -> value: versions, devices, hashes.
     """
@@ -89,6 +90,7 @@ class Content:
     curves: Markup = Markup()
     costs: Sequence[Mapping[str, Any]] = ()
     score_costs: Sequence[Mapping[str, Any]] = ()
+    every_score: bool = False
     published: Sequence[Published] = ()
     settings: str = ''
     facts: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

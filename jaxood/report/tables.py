@@ -5,19 +5,12 @@ training seeds and images together (`metrics.bootstrap`); the mean over OOD sets
 each draw, so its interval is that of the mean.
 """
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from jaxood import metrics
 from jaxood.errors import UserError, lookup
@@ -54,6 +47,7 @@ class Scored:
         label: int32[n] of the ID test set; -1 where no label exists.
         fit_s: seconds to fit the method, None if unknown.
         score_ms_per_image: of the score itself, on outputs that the network has computed.
+        chosen: 'default', or 'validated' for settings chosen on validation data.
     """
 
     arm: str
@@ -65,6 +59,7 @@ class Scored:
     label: np.ndarray
     fit_s: float | None = None
     score_ms_per_image: float | None = None
+    chosen: str = 'default'
 
     @property
     def correct(self) -> np.ndarray | None:
@@ -80,7 +75,7 @@ def families(groups: Mapping[str, str]) -> dict[str, list[str]]:
     return means | {MEAN: list(groups)}
 
 
-# ---- results.csv, results.json --------------------------------------------------------------
+# ---- one row a set --------------------------------------------------------------
 
 
 def long_rows(
@@ -106,7 +101,7 @@ def long_rows(
     for s in scored:
         about = {k: facts[s.arm, s.seed][k] for k in FACTS}
         about |= {'arm': s.arm, 'seed': s.seed, 'method': s.method}
-        about |= {'settings': json.dumps(dict(s.settings), sort_keys=True)}
+        about |= {'settings': json.dumps(s.settings | {'chosen': s.chosen}, sort_keys=True)}
         measured = {
             k: metrics.evaluate(s.scores[TEST], s.scores[k], correct=s.correct, name=_where(s, k))
             for k in groups
@@ -121,22 +116,6 @@ def long_rows(
     return [{k: row.get(k) for k in COLUMNS} for row in rows]
 
 
-def write_results(folder, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-    """Writes results.csv (the rows) and results.json (rows and summary) into `folder`.
-
-    Fractions with every digit, keys sorted, no clock, path or host: equal runs give equal bytes.
-    """
-    folder = epath.Path(folder)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    (folder / 'results.csv').write_text(text.getvalue())
-    content = {'rows': list(rows), 'summary': summary}
-    dumped = json.dumps(content, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
-    (folder / 'results.json').write_text(dumped + '\n')
-
-
 # ---- means, intervals, differences ----------------------------------------------------------
 
 
@@ -144,6 +123,7 @@ def summary(
     scored: Sequence[Scored],
     groups: Mapping[str, str],
     *,
+    main: str | None = None,
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -151,23 +131,29 @@ def summary(
     """Mean over training seeds, spread and interval of everything that the report shows.
 
     Args:
+        main: the method whose every metric gets an interval; the others' AUROC alone does, which is
+            a third of the work. None: all do.
         draws: bootstrap draws; `level`: the interval's; `seed`: of the resampling.
 
     Returns:
         A plain dict: `level`, `draws`, `groups`, `counts` (set -> images), `seeds` (arm -> list)
         and `cells`: arm -> method -> column -> metric -> {mean, std, low, high}. Columns are the
         OOD sets and their means (`families`) with the metrics `SHOWN`, and 'test' with `id_acc`
-        (missing without labels). std is over seeds, ddof 0.
+        (missing without labels). std is over seeds, ddof 0. `chosen`: method -> how its settings
+        were chosen and, arm by arm, which they are.
     """
     _check(scored, groups)
-    cells = {}
+    cells, chosen = {}, {}
     for arm, method in dict.fromkeys((s.arm, s.method) for s in scored):
         runs = _runs(scored, arm, method)
-        values, resampled = _values(runs, groups), _resample(runs, groups, draws, seed)
+        shown = SHOWN if main in (None, method) else ('auroc',)
+        values, resampled = _values(runs, groups), _resample(runs, groups, draws, seed, shown)
         cells.setdefault(arm, {})[method] = {
-            column: {m: _cell(v, resampled[column][m], level) for m, v in values[column].items()}
-            for column in values
+            column: {m: _cell(v, resampled[column].get(m), level) for m, v in by_metric.items()}
+            for column, by_metric in values.items()
         }
+        chosen.setdefault(method, {'how': runs[0].chosen, 'settings': {}})
+        chosen[method]['settings'][arm] = dict(runs[0].settings)
     return {
         'level': level,
         'draws': draws,
@@ -175,6 +161,7 @@ def summary(
         'counts': {k: len(scored[0].scores[k]) for k in (TEST, *groups)},
         'seeds': {arm: sorted({s.seed for s in scored if s.arm == arm}) for arm in cells},
         'cells': cells,
+        'chosen': chosen,
     }
 
 
@@ -294,18 +281,48 @@ def shown_columns(groups: Mapping[str, str]) -> list[str]:
     return [*overall, *means, *groups]
 
 
-def is_best(summary, method: str, column: str, metric: str, cell: Mapping[str, float]) -> bool:
+def cell(summary, arm: str, method: str, column: str, metric: str) -> Mapping | None:
+    """One cell of a summary, or None where there is none."""
+    return summary['cells'][arm].get(method, {}).get(column, {}).get(metric)
+
+
+def is_best(summary, method: str, column: str, metric: str, found: Mapping[str, float]) -> bool:
     """Whether a cell is to be bold: no arm prints a better mean, and there are arms to beat."""
-    means = [c['mean'] for _, c in _present(summary, method, column, metric)]
+    return _best(
+        found, metric, [cell(summary, a, method, column, metric) for a in summary['cells']]
+    )
+
+
+def is_best_method(summary, arm: str, column: str, metric: str, found: Mapping) -> bool:
+    """The same among the methods of one arm."""
+    every = [cell(summary, arm, m, column, metric) for m in summary['cells'][arm]]
+    return _best(found, metric, every)
+
+
+def _best(found, metric, every):
+    means = [c['mean'] for c in every if c is not None]
     top = max(means) if HIGHER_IS_BETTER[metric] else min(means)
-    return len(means) > 1 and percent(cell['mean']) == percent(top)
+    return len(means) > 1 and percent(found['mean']) == percent(top)
 
 
-def _present(summary, method, column, metric):
-    for arm, by_method in summary['cells'].items():
-        cell = by_method.get(method, {}).get(column, {}).get(metric)
-        if cell is not None:
-            yield arm, cell
+def ranked(summary, arm: str) -> list[str]:
+    """The methods of an arm, the best mean AUROC first."""
+    mean = lambda method: summary['cells'][arm][method][MEAN]['auroc']['mean']
+    return sorted(summary['cells'][arm], key=mean, reverse=True)
+
+
+def settings_of(summary, arm: str, method: str) -> str:
+    """What was set and how it was chosen, in a few words: 'k=50', 'validated: quantile=99'."""
+    chosen = summary['chosen'][method]
+    given = chosen['settings'][arm].items()
+    text = ', '.join(f'{k}={_short(v)}' for k, v in given if k != 'name' and v is not None)
+    return f'validated: {text}' if chosen['how'] == 'validated' else text
+
+
+def _short(value):
+    if isinstance(value, (tuple, list)):
+        return ' '.join(_short(v) for v in value)
+    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def title(column: str) -> str:
@@ -326,69 +343,6 @@ def score_costs(scored: Sequence[Scored]) -> list[dict[str, Any]]:
         row = {k: _mean([getattr(s, k) for s in runs]) for k in ('fit_s', 'score_ms_per_image')}
         rows.append({'method': method, **row})
     return rows if any(r['score_ms_per_image'] or r['fit_s'] for r in rows) else []
-
-
-def print_table(summary: Mapping[str, Any], method: str, *, console: Console | None = None) -> None:
-    """The result on the terminal: the main score by arm and set, then all methods' mean AUROC.
-
-    Made for 100 columns: four sets (or means) beside each other, more in a table below.
-    """
-    console = console or Console()
-    arms = {arm: escape(arm) for arm in summary['cells']}
-    columns = shown_columns(summary['groups'])
-    for start in range(0, len(columns), 4):
-        chunk = columns[start : start + 4]
-        table = _table(f'Score {escape(method)}, percent' if start == 0 else None)
-        table.add_column('arm', overflow='fold')
-        if start == 0:
-            table.add_column('ID\naccuracy ↑', justify='right', no_wrap=True)
-        table.add_column('', no_wrap=True)
-        for column in chunk:
-            table.add_column(escape(_heading(summary, column)), justify='right')
-        for arm, name in arms.items():
-            lines = [[NAMES[m], *(_text(summary, arm, method, c, m) for c in chunk)] for m in SHOWN]
-            accuracy = [_text(summary, arm, method, TEST, 'id_acc')] if start == 0 else []
-            table.add_row(name, *accuracy, *('\n'.join(cells) for cells in zip(*lines)))
-            table.add_section()
-        console.print(table)
-    if len(methods(summary)) > 1:
-        every = _table('All scores: AUROC ↑, mean over OOD sets, percent')
-        every.add_column('score')
-        for name in arms.values():
-            every.add_column(name, justify='right')
-        for m in methods(summary):
-            every.add_row(escape(m), *(_text(summary, arm, m, MEAN, 'auroc') for arm in arms))
-        console.print(every)
-    console.print(f'[dim]{_footnote(summary)}[/dim]', highlight=False)
-
-
-def _table(title):
-    return Table(box=box.SIMPLE_HEAD, title=title, title_justify='left', title_style='bold')
-
-
-def _footnote(summary):
-    num_seeds = max(len(seeds) for seeds in summary['seeds'].values())
-    several = f'Mean over {num_seeds} training seeds, ± standard deviation (population). '
-    return (several if num_seeds > 1 else 'One training seed. ') + (
-        'FPR95-ID: share of OOD accepted when 95 % of ID is accepted. FPR95-OOD: share of ID '
-        'flagged when 95 % of OOD is caught. Bold: best of the arms.'
-    )
-
-
-def _heading(summary, column):
-    if column in summary['groups']:
-        return f'{column}\n{summary["groups"][column]}, n = {summary["counts"][column]:,}'
-    return title(column)
-
-
-def _text(summary, arm, method, column, metric):
-    cell = dict(_present(summary, method, column, metric)).get(arm)
-    if cell is None:
-        return '–'
-    text = percent(cell['mean'])
-    if len(summary['seeds'][arm]) > 1 and column in (TEST, MEAN):
-        text += f' ±{percent(cell["std"])}'
-    return f'[bold]{text}[/bold]' if is_best(summary, method, column, metric, cell) else text
 
 
 # ---- inside -------------------------------------------------------------------------------
@@ -452,7 +406,7 @@ def _values(runs, groups):
     return out | _means(out, groups)
 
 
-def _resample(runs, groups, draws, seed):
+def _resample(runs, groups, draws, seed, shown=SHOWN):
     """column -> metric -> float64[draws], of the mean over seeds."""
     out: Cells = {TEST: {}}
     more = {'draws': draws, 'seed': seed}
@@ -465,19 +419,19 @@ def _resample(runs, groups, draws, seed):
         )
     for name in groups:
         b = _stacked(runs, name)
-        out[name] = {m: metrics.bootstrap(a, b, m, ood_set=name, **more) for m in SHOWN}
+        out[name] = metrics.bootstraps(a, b, shown, ood_set=name, **more)
     return out | _means(out, groups)
 
 
 def _means(by_set, groups):
     return {
-        name: {m: np.mean([by_set[k][m] for k in members], axis=0) for m in SHOWN}
+        name: {m: np.mean([by_set[k][m] for k in members], axis=0) for m in by_set[members[0]]}
         for name, members in families(groups).items()
     }
 
 
 def _cell(values, draws, level):
-    low, high = metrics.interval(draws, level=level)
+    low, high = (None, None) if draws is None else metrics.interval(draws, level=level)
     mean, std = float(np.mean(values)), float(np.std(values))
     return {'mean': mean, 'std': std, 'low': low, 'high': high}
 

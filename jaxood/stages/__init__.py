@@ -3,8 +3,9 @@
 A stage is a module with
 
     VERSION            raised when its results change for the same settings
-    SEES               'id' or 'all': the data its result depends on (all: the OOD test sets too)
+    SEES               the data its result depends on: 'none', 'id', or 'all' with the OOD sets
     ACROSS             one task for all runs, instead of one for each fingerprint
+    NEEDS              sections of the config that it cannot do without
     PUBLISHED          files copied from the artefact into the workdir
     applies(config)    whether a run has this stage
     inputs(config)     names of the stages it builds on
@@ -16,6 +17,7 @@ A stage is a module with
 """
 
 from jaxood.stages import (
+    load_weights,
     report,
     score,
     synthesise,
@@ -29,6 +31,7 @@ STAGES = {
     'train_judges': train_judges,
     'synthesise': synthesise,
     'train_detector': train_detector,
+    'load_weights': load_weights,
     'score': score,
     'report': report,
 }

@@ -1,29 +1,28 @@
 """Training and running classifiers: what detectors and judges have in common."""
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxood import config as configs
-from jaxood import detectors, models, parallel
+from jaxood import detectors
 from jaxood.data import augment, loader
 from jaxood.errors import ConfigError
-from jaxood.models import backbones, heads
-from jaxood.parallel import Devices
 from jaxood.rng import key_for, seed_for
-from jaxood.stages import common
+from jaxood.stages import common, networks
 from jaxood.train import loop, state
 
 
 def build(config, num_classes: int, backbone=None, where='config.backbone', axis_name=None):
     """The classifier that a backbone's section (`config.backbone`) and `config.head` describe."""
-    layout = dict(dtype=common.dtype(config), axis_name=axis_name)
-    network = configs.build(backbones.BACKBONES, backbone or config.backbone, where, **layout)
-    head = configs.build(heads.HEADS, config.head, 'config.head', num_classes=num_classes)
-    return models.Classifier(backbone=network, head=head)
+    return networks.build(
+        *(backbone or config.backbone, config.head, num_classes),
+        dtype=common.dtype(config),
+        axis_name=axis_name,
+        where=where,
+    )
 
 
 def check(config, section, where: str) -> None:
@@ -139,35 +138,10 @@ def fit(
     return {'params': final.params, **final.extra}, facts
 
 
-def outputs(context: common.Context, model, variables, examples) -> dict[str, np.ndarray]:
-    """Logits and features of a whole set in order: {'logits': [N, K], 'features': [N, D]}."""
-    size = context.num_rows()
-    chunks = ((images, len(rows)) for images, rows in loader.chunks(examples, size))
-    preprocessing = context.config.preprocessing
-    parts = list(stream(context.devices, model, variables, chunks, preprocessing))
-    return {k: np.concatenate([p[k] for p in parts]) for k in ('logits', 'features')}
-
-
-def stream(devices, model, variables, chunks, preprocessing) -> Iterator[dict[str, np.ndarray]]:
-    """`outputs` chunk by chunk, in constant memory.
-
-    Args:
-        chunks: (uint8[B, H, W, C] of one fixed B, a multiple of the devices; real rows).
-    """
-    forward = _forward(devices, model, configs.freeze(preprocessing))
-    yield from parallel.map_rows(devices, forward, devices.replicate(variables), chunks)
-
-
-@functools.cache
-def _forward(devices: Devices, model, preprocessing):
-    standard = dict(preprocessing)
-
-    def forward(variables, images):
-        x = augment.standardise(images, **standard)
-        out = model.apply(variables, x, train=False)
-        return {k: out[k].astype(jnp.float32) for k in ('logits', 'features')}
-
-    return devices.compile_rows(forward)
+def network(context: common.Context, model, variables) -> networks.Network:
+    """A classifier that was just trained, ready to be asked; nothing of it is memoised."""
+    look = configs.plain(context.config.preprocessing)
+    return networks.Network(model, variables, look, '', context.devices, context.num_rows())
 
 
 def outliers_per_batch(section) -> int:

@@ -13,15 +13,18 @@ import numpy as np
 
 from jaxood import config as configs
 from jaxood import data as sources
-from jaxood.artefacts import Artefact
+from jaxood.artefacts import Artefact, Store
 from jaxood.data import loader
 from jaxood.data import roles as splits
+from jaxood.data.examples import Examples
+from jaxood.data.surrogates import surrogates
 from jaxood.errors import ConfigError, blame, unknown
 from jaxood.parallel import Devices
 from jaxood.rng import seed_for
 
 HELD_OUT = 'held_out'  # the near-OOD set of classes left out of the ID set
-NAMED = ('validation', 'test', HELD_OUT, 'held_out_validation')  # sets of the ID source
+TRAIN, TEST, VALIDATION, TUNING = 'train', 'test', 'validation', 'validation_ood'
+NAMED = (TRAIN, TEST, VALIDATION, TUNING, HELD_OUT)  # which no OOD test set may be called
 GROUPS = ('near', 'far')
 LAYOUT = ('log_every', 'checkpoint_every')  # keys that no result depends on
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -29,11 +32,18 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The run's images in their roles. `ood` holds the test sets; `groups` says near or far."""
+    """The run's images in their roles.
+
+    Attributes:
+        ood: the OOD test sets; `groups` says near or far.
+        validation_ood: OOD images to choose settings on, from classes held out or a set of their
+            own; None without.
+    """
 
     id: splits.Roles
-    ood: dict[str, Any]
+    ood: dict[str, Examples]
     groups: dict[str, str]
+    validation_ood: Examples | None = None
 
     @property
     def num_classes(self) -> int:
@@ -43,11 +53,22 @@ class Data:
     def shape(self) -> tuple[int, int, int]:
         return self.id.train.shape
 
+    @functools.cached_property
+    def tuning(self) -> Examples:
+        """What settings are chosen against: `validation_ood`, or distorted ID validation images."""
+        if self.validation_ood is not None:
+            return self.validation_ood
+        with blame('config.data'):
+            return surrogates(self.id.validation)
+
     def digest(self, which: str) -> str:
-        """Hash of the contents that a stage sees: 'id', or 'all' with the OOD test sets."""
+        """Hash of the contents that a stage sees: 'none', 'id', or 'all' with the OOD sets."""
+        if which == 'none':
+            return ''
         parts = [self.id.train.digest, self.id.validation.digest]
         if which == 'all':
             parts += [self.id.test.digest, *(f'{k}:{v.digest}' for k, v in self.ood.items())]
+            parts += [self.validation_ood.digest] if self.validation_ood is not None else []
         return configs.fingerprint(*parts)
 
 
@@ -60,6 +81,7 @@ class Context:
     devices: Devices
     artefact: Artefact
     inputs: Mapping[str, Artefact]
+    store: Store  # of memoised results that any stage may ask for
     what: str  # for the progress line
     runs: Sequence[configs.Run]  # those that share the artefact
     repro: Mapping[str, Any]  # versions, devices, hashes, for the report
@@ -86,7 +108,11 @@ def check(config) -> None:
             raise ConfigError(f'config.data.ood.{name}: a set of the run has that name already.')
         check_name(GROUPS, section.get('group', 'far'), f'config.data.ood.{name}.group')
     for key in ('mean', 'std'):
-        values = configs.plain(config.preprocessing[key])
+        values = configs.plain(config.preprocessing.get(key))
+        if values is None:
+            if not config.get('weights'):  # which would bring their own
+                raise ConfigError(f'config.preprocessing.{key} is not set, and every run needs it.')
+            continue
         values = dict(enumerate(values if isinstance(values, tuple) else [values]))
         for i in values:
             low = -np.inf if key == 'mean' else 1e-6  # the images are divided by std
@@ -102,7 +128,8 @@ def load_data(config) -> Data:
 @functools.lru_cache(maxsize=2)
 def _load_data(section, seed):
     c = configs.plain(json.loads(section))
-    every = {k: c[k] for k in ('size', 'channels') if c.get(k) is not None}
+    look = ('size', 'resize', 'interpolation', 'channels')
+    every = {k: c[k] for k in look if c.get(k) is not None}
     files = {k: c[k] for k in ('root', 'on_error', 'memory_limit') if c.get(k) is not None}
 
     def load(section, where):
@@ -116,6 +143,7 @@ def _load_data(section, seed):
         roles = splits.roles(
             load(c['id'], 'config.data.id'),
             validation=c['validation'],
+            validation_from=c.get('validation_from') or 'train',
             test=c['test'],
             held_out=c.get('held_out') or (),
             held_out_validation=c.get('held_out_validation') or (),
@@ -134,17 +162,25 @@ def _load_data(section, seed):
     ood, groups = {}, {}
     if roles.held_out is not None:
         ood[HELD_OUT], groups[HELD_OUT] = roles.held_out, 'near'
-    for name, section in (c.get('ood') or {}).items():
-        parts = load(section, f'config.data.ood.{name}')
-        ood[name] = parts.get('test', parts.get('all'))
-        groups[name] = section.get('group', 'far')
-        if ood[name].shape != roles.train.shape:
+
+    def outside(section, where):
+        parts = load(section, where)
+        examples = parts.get('test', parts.get('all'))
+        if examples.shape != roles.train.shape:
             raise ConfigError(
-                f'config.data.ood.{name} has images of shape {ood[name].shape}, the ID set of '
+                f'{where} has images of shape {examples.shape}, the ID set of '
                 f'{roles.train.shape}. Set config.data.size and config.data.channels to bring all '
                 'sets to one shape.'
             )
-    return Data(roles, ood, groups)
+        return examples
+
+    for name, section in (c.get('ood') or {}).items():
+        ood[name] = outside(section, f'config.data.ood.{name}')
+        groups[name] = section.get('group', 'far')
+    tuning = roles.held_out_validation
+    if (c.get('validation_ood') or {}).get('name'):
+        tuning = outside(c['validation_ood'], 'config.data.validation_ood')
+    return Data(roles, ood, groups, tuning)
 
 
 def feed(examples, devices: Devices, *, batch_size: int, seed: int, limit: int):

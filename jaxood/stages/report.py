@@ -1,6 +1,7 @@
 """Puts all runs side by side: results.csv, results.json, report.html."""
 
 import json
+import os
 from collections import Counter
 
 import ml_collections
@@ -9,14 +10,15 @@ import numpy as np
 from jaxood import artefacts, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
-from jaxood.report import figures, page, tables
+from jaxood.report import figures, page, published, results, tables, terminal
 from jaxood.stages import common, score, synthesise
 from jaxood.stages.common import Context
 
 VERSION = 3
 SEES = 'all'
 ACROSS = True  # one task for all runs
-PUBLISHED = ('results.csv', 'results.json', 'report.html')  # copied into the workdir
+NEEDS = ('scores', 'report')
+PUBLISHED = ('results.csv', 'results.json', 'report.html', 'openood/*.csv', 'openood/*/*/*.csv')
 
 
 def applies(config) -> bool:
@@ -24,7 +26,9 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    made = synthesise.inputs(config) if synthesise.applies(config) else ()
+    made = ()
+    if 'synthesise' in config.stages and synthesise.applies(config):
+        made = synthesise.inputs(config)
     return ('score', *score.inputs(config), *made)
 
 
@@ -37,10 +41,14 @@ def check(config) -> None:
     configs.whole(c, 'config.report', 'draws', minimum=10)
     configs.whole(c, 'config.report', 'gallery')
     configs.true_or_false(c, 'config.report', 'tsne')
-    if c.score not in config.scores:
-        raise ConfigError(unknown(f'config.report.score={c.score!r}', c.score, config.scores))
-    arms = list(config.get('arms') or {'main': {}})
-    if c.arm not in arms:
+    for key in ('every_score', 'openood'):
+        if c.get(key) is not None:
+            configs.true_or_false(c, 'config.report', key)
+    labels = [method.label for method in score.methods(config)]
+    if c.score not in labels:
+        raise ConfigError(unknown(f'config.report.score={c.score!r}', c.score, labels))
+    arms = list(configs.arms(config))
+    if c.get('arm') is not None and c.arm not in arms:
         raise ConfigError(unknown(f'config.report.arm={c.arm!r}', c.arm, arms))
 
 
@@ -56,27 +64,31 @@ def run(context: Context) -> dict:
     c, data = context.config.report, context.data
     runs = context.runs
     scored = [s for r in runs for s in load_scored(r, context.inputs, data.ood)]
-    facts = {(r.arm, r.seed): describe(r) for r in runs}
+    facts = {(r.arm, r.seed): describe(r, context.inputs) for r in runs}
+    chief = c.get('arm') or runs[0].arm
     rows = tables.long_rows(scored, data.groups, facts)
-    summary = tables.summary(scored, data.groups, draws=c.draws)
+    summary = tables.summary(scored, data.groups, main=c.score, draws=c.draws)
     arms = list(dict.fromkeys(r.arm for r in runs))
     comparisons = {
-        arm: tables.compare(scored, data.groups, c.arm, arm, c.score, draws=c.draws)
+        arm: tables.compare(scored, data.groups, chief, arm, c.score, draws=c.draws)
         for arm in arms
-        if arm != c.arm
+        if arm != chief
     }
-    verdict = tables.verdict(summary, c.score, c.arm, comparisons)
-    tables.write_results(context.artefact.folder, rows, summary | {'verdict': verdict})
-    main = next(r for r in runs if r.arm == c.arm)
+    verdict = tables.verdict(summary, c.score, chief, comparisons)
+    results.write_results(context.artefact.folder, rows, summary | {'verdict': verdict})
+    if c.get('openood'):
+        for name, text in results.openood(scored, data.groups, facts).items():
+            artefacts.write(context.artefact / name, text)
+    main = next(r for r in runs if r.arm == chief)
     content = page.Content(
         title=c.title,
         what=what_was_run(context, arms),
         summary=summary,
         method=c.score,
         verdict=verdict,
-        main=c.arm,
+        main=chief,
         comparisons=comparisons,
-        arms={r.arm: facts[r.arm, r.seed]['outliers'] for r in runs},
+        arms={r.arm: about_arm(facts[r.arm, r.seed]) for r in runs},
         outliers=galleries(context),
         histograms=figures.score_histograms(scored, c.score),
         roc=figures.roc_curves(scored, c.score),
@@ -84,6 +96,12 @@ def run(context: Context) -> dict:
         tsne_about=f't-SNE of the penultimate features of {main.name}.',
         mistaken=mistaken(context, scored, main),
         curves=curves(context),
+        published=published.beside(
+            summary,
+            {r.arm: made_of(r, context.inputs) for r in _first_runs(context)},
+            data.num_classes,
+        ),
+        every_score=bool(c.get('every_score')),
         costs=costs(context),
         score_costs=tables.score_costs(scored),
         settings=ml_collections.ConfigDict(configs.plain(main.config)).to_yaml(),
@@ -96,7 +114,9 @@ def run(context: Context) -> dict:
 def show(artefact, config) -> None:
     """Prints the tables and the verdict, on standard output."""
     summary = json.loads((artefact / 'results.json').read_text())['summary']
-    tables.print_table(summary, config.report.score)
+    terminal.print_table(
+        summary, config.report.score, every_score=bool(config.report.get('every_score'))
+    )
     print(summary['verdict'])
 
 
@@ -104,7 +124,7 @@ def load_scored(run, inputs, names) -> list[tables.Scored]:
     """What the score stage of one run wrote, one `Scored` a method."""
     folder = inputs[f'{run.name}/score']
     found = []
-    for label in run.config.scores:
+    for label in (method.label for method in score.methods(run.config)):
         sidecar = json.loads((folder / f'{label}.json').read_text())
         sets = {
             name: artefacts.load(folder / f'{label}/{name}.npz') for name in (score.TEST, *names)
@@ -120,44 +140,99 @@ def load_scored(run, inputs, names) -> list[tables.Scored]:
                 label=sets[score.TEST]['label'],
                 fit_s=sidecar['fit_s'],
                 score_ms_per_image=sidecar['score_ms_per_image'],
+                chosen=sidecar['chosen'],
             )
         )
     return found
 
 
-def describe(run) -> dict[str, str]:
+def describe(run, inputs) -> dict[str, str]:
     """The columns of results.csv that say what a run is."""
     config = run.config
-    network = ' '.join(str(v) for v in configs.plain(config.backbone).values())
-    outliers = configs.plain(config.outliers)
-    made = outliers.pop('name')
-    if made != 'none':
-        details = (f'{k}={v}' for k, v in outliers.items() if k not in synthesise.LAYOUT)
-        made = f'{made} ({", ".join(details)}, filter {config.filter.name})'
+    backbone, source = made_of(run, inputs)
+    trained = not source
+    others = (f'{k}={v}' for k, v in backbone.items() if k != 'name' and v is not None)
     return {
         'run_id': run.name,
-        'id_dataset': config.data.id.name,
-        'backbone': network,
-        'training': config.detector.name,
-        'outliers': made,
+        'id_dataset': dataset_name(config.data.id),
+        'backbone': ' '.join([backbone['name'], *others]),
+        'training': config.detector.name if trained else f'pretrained ({source})',
+        'outliers': describe_outliers(config) if trained else 'none',
     }
+
+
+def made_of(run, inputs) -> tuple[dict, str]:
+    """The backbone's section, and the source of pretrained weights ('' if trained here)."""
+    network = inputs[f'{run.name}/{score.detector(run.config)}'].done
+    return configs.plain(network['backbone']), network.get('source', '')
+
+
+def describe_outliers(config) -> str:
+    outliers = configs.plain(config.outliers)
+    made = outliers.pop('name')
+    if made == 'none':
+        return made
+    details = (f'{k}={v}' for k, v in outliers.items() if k not in synthesise.LAYOUT)
+    return f'{made} ({", ".join(details)}, filter {config.filter.name})'
+
+
+def dataset_name(section) -> str:
+    """What to call a set of images: TFDS' name, or that of the file or folder."""
+    if section.get('dataset'):
+        return section.dataset
+    path = section.get('train') or section.get('path')
+    if not path:
+        return section.name
+    return os.path.basename(os.path.normpath(path)).partition('.')[0].removesuffix('_train')
+
+
+def about_arm(facts) -> str:
+    """The small print under an arm's name."""
+    made = facts['outliers']
+    return made if facts['training'].partition(' ')[0] != 'pretrained' else facts['training']
 
 
 def what_was_run(context: Context, arms) -> str:
     """The page's first paragraph."""
     data, config = context.data, context.config
     seeds = len({run.seed for run in context.runs})
-    names = ', '.join(data.id.train.class_names)
+    trained = score.detector(config) == 'train_detector'
+    names = ', '.join(data.id.train.class_names[:20]) + (', ...' if data.num_classes > 20 else '')
+    each = f', each with {seeds} training seed{"s" if seeds > 1 else ""}' if trained else ''
+    what = 'Trained' if trained else 'Pretrained; scores fitted'
     text = (
-        f'Trained on {len(data.id.train)} images of {config.data.id.name}, {data.num_classes} '
-        f'classes ({names}), {data.shape[0]} x {data.shape[1]} pixels; {len(arms)} arms, each with '
-        f'{seeds} training seed{"s" if seeds > 1 else ""}. Tested on {len(data.id.test)} ID images '
-        'and ' + ', '.join(f'{len(v)} of {k} ({data.groups[k]}-OOD)' for k, v in data.ood.items())
+        f'{what} on {len(data.id.train)} images of {dataset_name(config.data.id)}, '
+        f'{data.num_classes} classes ({names}), {data.shape[0]} x {data.shape[1]} pixels; '
+        f'{len(arms)} arm{"s" if len(arms) > 1 else ""}'
+        f'{each}. Tested on {len(data.id.test)} ID images and '
+        + ', '.join(f'{len(v)} of {k} ({data.groups[k]}-OOD)' for k, v in data.ood.items())
     )
+    if not trained:
+        return f'{text}. {about_tuning(context)}'
     shared = (
         'the diffusion model, its outliers and the judges are made once and shared by all seeds'
     )
     return f'{text}. Seeds repeat the training of the detectors; {shared}.'
+
+
+def about_tuning(context: Context) -> str:
+    """What settings were chosen on, and what to make of it."""
+    config, data = context.config, context.data
+    if not any(method.sweep for method in score.methods(config)):
+        return 'All settings are defaults; none was chosen on data.'
+    kind = 'distorted ID validation images (means of two, jigsaws, inversions)'
+    against = kind if data.validation_ood is None else 'images of a validation OOD set'
+    seen = config.data.get('validation_from') != 'test'
+    return (
+        f'Rows “{score.VALIDATED}” have settings chosen by AUROC of {len(data.id.validation)} ID '
+        f'validation images against {len(data.tuning)} {against}, never on a test set. '
+        + (
+            'The validation images are part of the training split, which the networks may have '
+            'seen: --config.data.validation_from=test takes them from the test split instead.'
+            if seen
+            else 'The validation images come from the test split and have left the test set.'
+        )
+    )
 
 
 def galleries(context: Context) -> dict[str, page.Outliers]:
@@ -171,7 +246,7 @@ def galleries(context: Context) -> dict[str, page.Outliers]:
         count = context.config.report.gallery
         filtered = run.config.filter.name != 'none'
         found[run.arm] = page.Outliers(
-            about=describe(run)['outliers'],
+            about=describe_outliers(run.config),
             num_candidates=len(index) if filtered else None,
             num_kept=sum(row['kept'] for row in index) if filtered else None,
             reasons=Counter(_reason(row) for row in index if not row['kept']),
@@ -248,7 +323,7 @@ def costs(context: Context) -> list[dict]:
     return rows
 
 
-ORDER = ('train_diffusion', 'train_judges', 'synthesise', 'train_detector', 'score')
+ORDER = ('train_diffusion', 'train_judges', 'synthesise', 'train_detector', 'load_weights', 'score')
 
 
 class _Images:

@@ -1,27 +1,73 @@
-"""Scores the ID test set, the ID validation set and every OOD set by every method in the config."""
+"""Scores the ID test set, the ID validation set and every OOD set by every method in the config.
+
+What the network says of a set (`networks.Network.features`) and what a method says of it are
+computed once for the same weights, images and settings, and shared by all runs and workdirs: adding
+a method or a set to the config costs that method or set alone.
+"""
 
 import functools
 import json
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
-from jaxood import artefacts, parallel
+from jaxood import artefacts, console, metrics
 from jaxood import config as configs
+from jaxood.artefacts import Store
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError, UserError, blame
 from jaxood.scores import SCORES
-from jaxood.stages import classifiers, common, train_detector
-from jaxood.stages.common import Context
-from jaxood.train import checkpoint
+from jaxood.stages import common, networks, train_detector
+from jaxood.stages.common import TEST, TRAIN, TUNING, VALIDATION, Context
 
-VERSION = 2
+VERSION = 3
 SEES = 'all'
 ACROSS = False
 PUBLISHED = ()
-VALIDATION, HELD_OUT_VALIDATION, TEST = 'validation', 'held_out_validation', 'test'
+NEEDS = ('scores',)
 EMBEDDED = 300  # rows a set whose features are kept for the report's t-SNE
+INSIDE = ('maps', 'network')  # `needs` of scores that look inside the network
+VALIDATED = '_validated'  # ends the label of a score whose settings were chosen on validation data
+
+
+class Method(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        label: `config.scores`' key, with `VALIDATED` behind it if its settings were chosen.
+        section: the score's name and keywords, without the sweep.
+        sweep: keyword -> values to choose from; empty to take the section as it is.
+    """
+
+    label: str
+    section: dict[str, Any]
+    sweep: dict[str, tuple]
+
+    @property
+    def where(self) -> str:
+        return f'config.scores.{self.label.removesuffix(VALIDATED)}'
+
+    def candidates(self) -> Iterator[dict[str, Any]]:
+        """The section with each combination of the sweep's values."""
+        found = [self.section]
+        for key, values in self.sweep.items():
+            found = [one | {key: value} for one in found for value in values]
+        yield from found
+
+
+def methods(config) -> list[Method]:
+    """What is scored: every section as it stands, and again, chosen, if it has a sweep."""
+    found = []
+    for label, section in config.scores.items():
+        section = {'name': label} | configs.plain(section)
+        sweep = section.pop('sweep', None) or {}
+        found.append(Method(label, section, {}))
+        if sweep:
+            found.append(Method(label + VALIDATED, section, sweep))
+    return found
 
 
 def applies(config) -> bool:
@@ -29,11 +75,14 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    return (
-        ('train_detector', 'synthesise')
-        if train_detector.uses_outliers(config)
-        else ('train_detector',)
-    )
+    if detector(config) == 'load_weights':
+        return ('load_weights',)
+    return ('train_detector', *(('synthesise',) if train_detector.uses_outliers(config) else ()))
+
+
+def detector(config) -> str:
+    """The stage that the network comes from."""
+    return 'train_detector' if 'train_detector' in config.stages else 'load_weights'
 
 
 def settings(config) -> dict:
@@ -43,103 +92,240 @@ def settings(config) -> dict:
 def check(config) -> None:
     if not config.scores:
         raise ConfigError(f'config.scores is empty. Name a score, such as {", ".join(SCORES)}.')
-    for label, section in config.scores.items():
-        _pick(label, section)
+    for method in methods(config):
+        if not isinstance(method.sweep, Mapping):
+            raise ConfigError(
+                f'{method.where}.sweep={method.sweep!r} must be a section: dict(...).'
+            )
+        for key, values in method.sweep.items():
+            if not isinstance(values, tuple) or not values:
+                raise ConfigError(f'{method.where}.sweep.{key}={values!r}: give a tuple of values.')
+        for section in method.candidates():
+            _pick(section, method.where)
 
 
 def fits(config, data, devices) -> None:
-    for label, section in config.scores.items():
-        k = _pick(label, section)[1].get('k', 1)
-        if k > len(data.id.train):
-            raise ConfigError(
-                f'config.scores.{label}.k={k}, but there are only {len(data.id.train)} ID training '
-                'images to be neighbours. Set k to that or less.'
-            )
-
-
-def _pick(label, section):
-    where = f'config.scores.{label}'
-    return configs.pick(SCORES, named(label, section), where, given=('bank', 'head'))
-
-
-def named(label: str, section) -> dict:
-    """A section of `config.scores`; its label is the score's name unless it gives another."""
-    return {'name': label} | configs.plain(section)
+    for method in methods(config):
+        for section in method.candidates():
+            k = _pick(section, method.where)[1].get('k', 1)
+            if k > len(data.id.train):
+                raise ConfigError(
+                    f'{method.where}.k={k}, but there are only {len(data.id.train)} ID training '
+                    'images to be neighbours. Set k to that or less.'
+                )
 
 
 def run(context: Context) -> dict:
-    data = context.data
-    axis_name = context.devices.axis_name
-    model = train_detector.build(context.config, data.num_classes, axis_name)
-    variables = checkpoint.load_weights(context.inputs['train_detector'] / 'weights')
-    outputs = functools.partial(classifiers.outputs, context, model, variables)
-    bank = outputs(data.id.train) | {'labels': data.id.train.labels}
-    artefacts.save(context.artefact / 'bank.npz', **bank)
-    sets = {VALIDATION: data.id.validation, TEST: data.id.test, **data.ood}
-    if data.id.held_out_validation is not None:
-        sets[HELD_OUT_VALIDATION] = data.id.held_out_validation
-    known = {name: outputs(examples) for name, examples in sets.items()}
-    head = variables['params']['head']
-    for label, section in context.config.scores.items():
-        started = time.monotonic()
-        score = fit(label, section, bank, head, rows=context.num_rows())
-        fit_s = time.monotonic() - started
-        score(known[VALIDATION])  # compiles
-        started = time.monotonic()
-        scores = {name: score(out) for name, out in known.items()}
-        score_s = time.monotonic() - started
-        for name, out in known.items():
-            labels = sets[name].labels if name in (TEST, VALIDATION) else None
-            none = np.full(len(out['logits']), -1, np.int32)
+    config, data = context.config, context.data
+    network = networks.load(
+        context.inputs[detector(config)], config, context.devices, context.num_rows()
+    )
+    sets = {TEST: data.id.test, **data.ood, VALIDATION: data.id.validation}
+    known = {
+        name: network.features(context.store, examples, f'features of {name}, {context.what}')
+        for name, examples in sets.items()
+    }
+    bank = Bank(context.store, network, banked(config))
+    labels = data.id.test.labels
+    if doubt := warning(known[TEST]['logits'], labels, network.preprocessing):
+        console.say(doubt)
+    for method in methods(config):
+        scorer = Scorer(bank, method)
+        for name, examples in sets.items():
+            of_id = name in (TEST, VALIDATION)
             artefacts.save(
-                context.artefact / f'{label}/{name}.npz',
-                score=scores[name],
-                pred=out['logits'].argmax(-1).astype(np.int32),
-                label=none if labels is None else labels.astype(np.int32),
+                context.artefact / f'{method.label}/{name}.npz',
+                score=scorer(examples),
+                pred=known[name]['logits'].argmax(-1).astype(np.int32),
+                label=examples.labels if of_id else np.full(len(examples), -1, np.int32),
             )
-        images = sum(len(out['logits']) for out in known.values())
-        sidecar = {
-            'settings': named(label, section),
-            'fitted_on': 'ID training set',
-            'fit_s': round(fit_s, 4),
-            'score_ms_per_image': round(1e3 * score_s / images, 5),
-        }
-        artefacts.write(context.artefact / f'{label}.json', json.dumps(sidecar, indent=2) + '\n')
-    embedded = {k: v['features'][:EMBEDDED] for k, v in known.items() if k in (TEST, *data.ood)}
-    if train_detector.uses_outliers(context.config):
+        sidecar = json.dumps(scorer.facts, indent=2) + '\n'
+        artefacts.write(context.artefact / f'{method.label}.json', sidecar)
+    embedded = {k: known[k]['features'][:EMBEDDED] for k in (TEST, *data.ood)}
+    if 'synthesise' in context.inputs:
         outliers = artefacts.load(context.inputs['synthesise'] / 'outliers.npz')['images']
-        embedded['outliers'] = outputs(Examples(outliers[:EMBEDDED]))['features']
+        embedded['outliers'] = network.outputs(Examples(outliers[:EMBEDDED]))['features']
     artefacts.save(context.artefact / 'features.npz', **embedded)
-    accuracy = float(np.mean(known[TEST]['logits'].argmax(-1) == data.id.test.labels))
-    return {'id_accuracy': round(accuracy, 5)}
+    return {
+        'id_accuracy': round(metrics.accuracy(known[TEST]['logits'].argmax(-1), labels), 5),
+        'class_names': data.id.train.class_names,
+        'shape': data.shape,
+        'bank': bank.digests,
+    }
 
 
-def fit(label: str, section, bank, head, *, rows: int):
-    """Fits one score -> `score(outputs of any length) -> float32[N]`, in calls of `rows` rows.
+def banked(config) -> dict[str, Examples]:
+    """The sets that scores are fitted on, or that their settings are chosen on."""
+    data = common.load_data(config)
+    images = {TRAIN: data.id.train, VALIDATION: data.id.validation}
+    if data.validation_ood is not None or any(method.sweep for method in methods(config)):
+        images[TUNING] = data.tuning
+    return images
+
+
+class Bank:
+    """A network's outputs on the sets that scores are fitted on.
+
+    Args:
+        images: 'train', 'validation' and perhaps 'validation_ood' -> `Examples`; or their digests,
+            to find what was computed before.
+        read: digests alone -> the `Examples`, for the scores that need the images themselves.
+    """
+
+    def __init__(self, store: Store, network: networks.Network, images: Mapping, read=None):
+        self.store, self.network, self.read = store, network, read
+        self.images = images if read is None else None
+        self.digests = {k: v if read else v.digest for k, v in images.items()}
+
+    def examples(self, name: str) -> Examples:
+        if self.images is None:
+            self.images = self.read()
+        return self.images[name]
+
+    def outputs(self, name: str) -> dict[str, Any]:
+        """Logits, features and labels of one set."""
+        artefact = networks.find_features(self.store, self.network.key, self.digests[name])
+        if artefact.done is not None:
+            return networks.load_features(artefact)
+        return self.network.features(self.store, self.examples(name), f'features of {name}')
+
+    def map(self, name: str, f, rows=None) -> Iterator[Any]:
+        """`f(outputs, head)` over the images of one set, or some rows of it."""
+        examples = self.examples(name)
+        examples = examples if rows is None else examples.subset(rows)
+        look = lambda params, outputs, head: f(outputs, head)
+        return self.network.inside(look, {}, self.network.chunks(examples))
+
+    def whole(self) -> Mapping[str, Any]:
+        """The training set as a fit gets it, with the validation sets inside."""
+        others = {name: _OnDemand(self, name) for name in self.digests if name != TRAIN}
+        return _OnDemand(self, TRAIN, others)
+
+
+class _OnDemand(Mapping):
+    """One set of a bank. What no score reads is not computed: many are fitted on nothing."""
+
+    def __init__(self, bank, name, others=None):
+        self.known = {'map': functools.partial(bank.map, name), **(others or {})}
+        self.outputs = functools.partial(bank.outputs, name)
+
+    def __getitem__(self, key):
+        if key not in self.known and key in (*networks.OUTPUTS, 'labels'):
+            self.known |= self.outputs()
+        return self.known[key]
+
+    def __iter__(self):
+        return iter(self.known | self.outputs())
+
+    def __len__(self):
+        return len(list(iter(self)))
+
+
+class Scorer:
+    """One method on one network: fitted when it is first needed, each set scored once for all.
+
+    Attributes:
+        facts: what the side-car tells of it: settings, how they were chosen, what it costs.
+    """
+
+    def __init__(self, bank: Bank, method: Method):
+        self.bank, self.method, self.fitted = bank, method, None
+        section, aurocs = method.section, []
+        if method.sweep:
+            candidates = list(method.candidates())
+            aurocs = [self._validate(one) for one in candidates]
+            section = candidates[int(np.argmax(aurocs))]
+            aurocs = [{'settings': one, 'auroc': a} for one, a in zip(candidates, aurocs)]
+        self.section = section
+        key = configs.fingerprint(VERSION, bank.network.key, bank.digests, section)
+        self.folder = bank.store.find('scores', key)
+        chosen = 'validated' if method.sweep else 'default'
+        self.facts = {'settings': section, 'chosen': chosen, 'validation': aurocs}
+
+    def __call__(self, examples: Examples) -> np.ndarray:
+        """float32[N]"""
+        path = self.folder / f'{examples.digest[:16]}.npz'
+        if not path.exists():
+            self._compute(examples, path)
+        found = artefacts.load(path)
+        self.facts |= {k: float(found[k]) for k in ('fit_s', 'score_ms_per_image')}
+        return found['score']
+
+    def _compute(self, examples, path):
+        network, store = self.bank.network, self.bank.store
+        outputs = network.features(store, examples, f'features for {self.method.label}')
+        if self.fitted is None:
+            started = time.monotonic()
+            score = fit(self.bank, self.section, self.method.where)
+            self.fitted = score, time.monotonic() - started
+            first = {k: v[:1] for k, v in outputs.items()}
+            score(first, network.chunks(examples.subset([0])))  # compiles
+        score, fit_s = self.fitted
+        started = time.monotonic()
+        values = score(outputs, network.chunks(examples))
+        each = 1e3 * (time.monotonic() - started) / len(values)
+        artefacts.save(path, score=values, fit_s=round(fit_s, 4), score_ms_per_image=round(each, 5))
+
+    def _validate(self, section):
+        """AUROC of ID validation images against the validation outliers."""
+        one = Scorer(self.bank, Method(self.method.label, section, {}))
+        id_scores, ood_scores = (one(self.bank.examples(name)) for name in (VALIDATION, TUNING))
+        return round(metrics.auroc(id_scores, ood_scores), 6)
+
+
+def fit(bank: Bank, section: Mapping, where: str):
+    """Fits one score -> `score(outputs, chunks) -> float32[N]` of any number of images.
+
+    `outputs` are the network's, for scores that read those; `chunks` of uint8 images, as
+    `Network.stream` takes them, for scores that look inside the network.
 
     Raises:
         UserError: settings that the bank does not allow, or a score that is not finite.
     """
-    where = f'config.scores.{label}'
-    entry, keywords = _pick(label, section)
+    network = bank.network
+    entry, keywords = _pick(section, where)
     with blame(where):
-        params = jax.device_put(entry.fit(bank, head, **keywords))
-    compiled = _compiled(named(label, section)['name'])
+        params = entry.fit(bank.whole(), network.head, **keywords)
 
-    def score(outputs):
-        parts = []
-        for at in range(0, len(outputs['logits']), rows):
-            chunk, n = parallel.pad_rows({k: v[at : at + rows] for k, v in outputs.items()}, rows)
-            parts.append(np.asarray(compiled(params, chunk, head))[:n])
-        values = np.concatenate(parts)
-        if not np.all(np.isfinite(values)):
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise UserError(f'{where}: the score of image {bad} is {values[bad]}, not a number.')
+    def score(outputs, chunks):
+        if entry.needs in INSIDE:
+            parts = network.inside(entry.score, params, chunks)
+        else:
+            parts = network.outside(entry.score, params, outputs)
+        values = np.concatenate(list(parts))
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            raise UserError(
+                f'{where}: the score of image {bad[0]} is {values[bad[0]]}, not a number '
+                f'({bad.size} of {len(values)} are so). Leave the score out, or look at what it '
+                'is fitted on.'
+            )
         return values
 
     return score
 
 
-@functools.cache
-def _compiled(name):
-    return jax.jit(SCORES[name].score)
+def _pick(section, where):
+    return configs.pick(SCORES, section, where, like='scores', given=('bank', 'head'))
+
+
+def warning(logits: np.ndarray, labels: np.ndarray, preprocessing: Mapping) -> str | None:
+    """What to say of a network that classifies little better than chance, and its likely cause."""
+    predicted, classes = logits.argmax(-1), logits.shape[-1]
+    accuracy = metrics.accuracy(predicted, labels)
+    if accuracy >= 1 / classes + 0.1:
+        return None
+    confusion = np.zeros((classes, classes), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    matched = confusion[linear_sum_assignment(-confusion)].sum() / len(labels)
+    text = f'jaxood: warning: the ID accuracy is {100 * accuracy:.1f} %, near chance. '
+    if matched > max(0.5, 2 * accuracy):
+        return text + (
+            f'With the classes in another order it would be {100 * matched:.1f} %: the labels of '
+            'the ID set are not numbered as in the training of this network. Sort them alike.'
+        )
+    return text + (
+        'Perhaps it was trained on images of another normalisation than mean '
+        f'{preprocessing["mean"]} and std {preprocessing["std"]} (config.preprocessing.mean, .std),'
+        ' of another size, or on other classes.'
+    )

@@ -29,6 +29,7 @@ from jaxood.train import checkpoint
 VERSION = 1
 SEES = 'id'
 ACROSS = False
+NEEDS = ('outliers', 'filter')
 PUBLISHED = ()
 LAYOUT = ('shard_size', 'max_candidates')  # of config.outliers: change no result
 REJECTED_KEPT = 256  # rejected candidates that are kept for the report
@@ -219,22 +220,20 @@ class Judges:
 
     def __init__(self, context: Context):
         folder = context.inputs['train_judges']
-        self.context = context
         weights = checkpoint.load_weights(folder / 'weights')
-        count = context.config.filter.count
-        self.members = [jax.tree.map(lambda x, j=j: x[j], weights) for j in range(count)]
         axis_name = context.devices.axis_name
-        self.model = train_judges.build(context.config, context.data.num_classes, axis_name)
+        model = train_judges.build(context.config, context.data.num_classes, axis_name)
+        self.members = [
+            classifiers.network(context, model, jax.tree.map(lambda x, j=j: x[j], weights))
+            for j in range(context.config.filter.count)
+        ]
         id_uncertainty = artefacts.load(folder / 'validation.npz')['uncertainty']
         quantile = context.config.filter.quantile
         self.threshold = leaks.threshold(id_uncertainty, quantile=quantile)
 
     def uncertainty(self, images):
         examples = Examples(images)
-        logits = [
-            classifiers.outputs(self.context, self.model, member, examples)['logits']
-            for member in self.members
-        ]
+        logits = [member.outputs(examples)['logits'] for member in self.members]
         return np.asarray(leaks.uncertainty(np.stack(logits)))
 
     def passes(self, uncertainty):

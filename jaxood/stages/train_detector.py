@@ -9,9 +9,10 @@ from jaxood.stages import classifiers, common
 from jaxood.stages.common import Context
 from jaxood.train import checkpoint
 
-VERSION = 1
+VERSION = 2
 SEES = 'id'
 ACROSS = False
+NEEDS = ('outliers', 'backbone', 'head', 'detector')
 PUBLISHED = ()
 
 
@@ -91,4 +92,5 @@ def run(context: Context) -> dict:
     )
     checkpoint.save_weights(context.artefact / 'weights', variables)
     train = context.data.id.train
-    return facts | {'class_names': train.class_names, 'shape': train.shape}
+    made_of = common.settings(config, 'backbone', 'head', 'preprocessing')
+    return facts | made_of | {'num_classes': len(train.class_names)}

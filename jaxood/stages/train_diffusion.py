@@ -21,6 +21,7 @@ from jaxood.train import checkpoint, loop, state
 VERSION = 1
 SEES = 'id'
 ACROSS = False
+NEEDS = ()
 PUBLISHED = ()
 
 

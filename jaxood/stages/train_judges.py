@@ -14,6 +14,7 @@ from jaxood.train import checkpoint
 VERSION = 1
 SEES = 'id'
 ACROSS = False
+NEEDS = ('outliers', 'filter', 'backbone', 'head')
 PUBLISHED = ()
 
 
@@ -69,7 +70,7 @@ def run(context: Context) -> dict:
     checkpoint.save_weights(context.artefact / 'weights', judges)
     logits = np.stack(
         [
-            classifiers.outputs(context, model, member, data.id.validation)['logits']
+            classifiers.network(context, model, member).outputs(data.id.validation)['logits']
             for member in members
         ]
     )

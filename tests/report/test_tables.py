@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jaxood import metrics
 from jaxood.errors import UserError
-from jaxood.report import tables
+from jaxood.report import results, tables, terminal
 
 DRAWS = 60
 LONG = (
@@ -41,7 +41,7 @@ def test_rows_have_the_long_layout(runs, groups, facts):
     names = [*groups, 'mean:near', 'mean:far', 'mean:all']
     assert [r['ood_dataset'] for r in rows] == names * len(runs)
     assert [r['group'] for r in rows[:6]] == ['near', 'far', 'far', 'near', 'far', 'all']
-    assert rows[0]['settings'] == '{"a": 2.5, "b": 1}'
+    assert rows[0]['settings'] == '{"a": 2.5, "b": 1, "chosen": "default"}'
     assert rows[0]['n_id'] == 80
     assert [r['n_ood'] for r in rows[:6]] == [80, 70, 60, 80, 130, 210]
 
@@ -82,7 +82,7 @@ def test_results_are_the_same_bytes_and_tell_no_time(tmp_path, runs, groups, fac
         timed = [dataclasses.replace(s, fit_s=fit_s, score_ms_per_image=fit_s) for s in runs]
         rows = tables.long_rows(timed, groups, facts(timed))
         (tmp_path / name).mkdir()
-        tables.write_results(tmp_path / name, rows, tables.summary(timed, groups, draws=DRAWS))
+        results.write_results(tmp_path / name, rows, tables.summary(timed, groups, draws=DRAWS))
     for file in ('results.csv', 'results.json'):
         assert (tmp_path / 'a' / file).read_bytes() == (tmp_path / 'b' / file).read_bytes()
     text = (tmp_path / 'b' / 'results.csv').read_text()
@@ -246,7 +246,7 @@ def test_what_cannot_be_tabulated_is_refused(runs, groups):
 
 def printed(summary, width=100):
     out = io.StringIO()
-    tables.print_table(summary, 'energy', console=Console(file=out, width=width))
+    terminal.print_table(summary, 'energy', console=Console(file=out, width=width))
     return out.getvalue()
 
 
@@ -275,3 +275,26 @@ def test_an_arm_without_the_main_score_is_shown_as_such(runs, groups):
     assert not tables.is_best(summary, 'energy', 'mean:all', 'auroc', cell)  # nobody to beat
     row = next(line for line in printed(summary).splitlines() if line.strip().startswith('none'))
     assert '–' in row
+
+
+def test_a_table_of_every_score_is_ranked_and_says_what_was_set(experiment, groups):
+    runs = experiment({'net': 1.0}, seeds=(0,), methods=('energy', 'msp', 'longer'))
+    runs[0] = dataclasses.replace(
+        runs[0], chosen='validated', settings={'name': 'energy', 'T': 2.0}
+    )
+    summary = tables.summary(runs, groups, main='msp', draws=20)
+    order = tables.ranked(summary, 'net')
+    means = [summary['cells']['net'][m]['mean:all']['auroc']['mean'] for m in order]
+    assert means == sorted(means, reverse=True)
+    assert tables.settings_of(summary, 'net', 'energy') == 'validated: T=2'
+    assert tables.settings_of(summary, 'net', 'msp') == 'b=1, a=2.5'
+    assert summary['cells']['net']['energy']['photos']['fpr95_id']['low'] is None  # AUROC alone
+    assert summary['cells']['net']['energy']['photos']['auroc']['low'] is not None
+    out = Console(record=True, width=100, file=io.StringIO())
+    terminal.print_table(summary, 'msp', every_score=True, console=out)
+    text = out.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    for method in order:
+        cells = summary['cells']['net'][method]['photos']
+        both = [tables.percent(cells[m]['mean']) for m in ('fpr95_id', 'auroc')]
+        assert ' / '.join(both) in text

@@ -1,0 +1,215 @@
+"""Networks whose weights are an artefact: what they say of a set is computed once and kept."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxood import artefacts, console, models, parallel
+from jaxood import config as configs
+from jaxood.artefacts import Artefact, Store
+from jaxood.data import augment, loader
+from jaxood.data.examples import Examples
+from jaxood.models import backbones, frozen, heads
+from jaxood.parallel import Devices
+from jaxood.stages import common
+from jaxood.train import checkpoint
+
+VERSION = 1  # of features: raised when the same network says something else of the same images
+OUTPUTS = ('logits', 'features')
+SHARD = 8192  # rows that a kill can cost
+ROWS = 1024  # of one call on outputs that are there already
+
+
+def build(backbone, head, num_classes: int, *, dtype, axis_name=None, where='config.backbone'):
+    """The classifier that two sections describe: `config.backbone` and `config.head`, say."""
+    layout = dict(dtype=dtype, axis_name=axis_name)
+    network = configs.build(backbones.BACKBONES, backbone, where, **layout)
+    top = configs.build(heads.HEADS, head, 'config.head', num_classes=num_classes)
+    return models.Classifier(backbone=network, head=top)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A classifier, its weights, and the look of the images that it takes.
+
+    Attributes:
+        variables: on the host, of one copy.
+        preprocessing: `mean` and `std`.
+        key: fingerprint of all that its outputs depend on, besides the images.
+        rows: images of one call, a multiple of the devices.
+    """
+
+    model: Any
+    variables: Any
+    preprocessing: dict
+    key: str
+    devices: Devices
+    rows: int
+
+    @property
+    def head(self) -> dict[str, np.ndarray]:
+        return self.variables['params']['head']
+
+    def features(self, store: Store, examples: Examples, what: str) -> dict[str, np.ndarray]:
+        """Logits and features of a set, in order, as memory maps: computed unless they are there.
+
+        Keyed by the hashes of weights, images and preprocessing; shared by all who ask for them. An
+        interrupted pass goes on with the next shard.
+
+        Returns:
+            `logits` float32[N, K], `features` float32[N, D], and `labels` int32[N] if there are.
+        """
+        artefact = find_features(store, self.key, examples.digest)
+        if artefact.done is None:
+            with artefacts.lock(artefact.folder):
+                if artefact.done is None:
+                    self._compute(artefact, examples, what)
+        return load_features(artefact)
+
+    def outputs(self, examples: Examples) -> dict[str, np.ndarray]:
+        """`features` in memory, computed anew: for images that are looked at once."""
+        parts = list(self.stream(self.chunks(examples)))
+        return {k: np.concatenate([p[k] for p in parts]) for k in OUTPUTS}
+
+    def stream(self, chunks) -> Iterator[dict[str, np.ndarray]]:
+        """Logits and features chunk by chunk, in constant memory.
+
+        Args:
+            chunks: (uint8[rows, H, W, C], real rows).
+        """
+        forward = _forward(self.devices, self.model, configs.freeze(self.preprocessing))
+        shared = self.devices.replicate(self.variables)
+        return parallel.map_rows(self.devices, forward, shared, chunks)
+
+    def chunks(self, examples: Examples) -> Iterator[tuple[np.ndarray, int]]:
+        """All images in order, as `stream` and `inside` take them."""
+        return ((images, len(rows)) for images, rows in loader.chunks(examples, self.rows))
+
+    def outside(self, f: Callable, params: Any, outputs) -> Iterator[Any]:
+        """`f(params, outputs, head)` over the rows of `features`, a chunk at a time, on the host.
+
+        Args:
+            f: a pure function of rows. Compiled once for each, so give the same object again.
+        """
+        size = self.devices.batch_size(ROWS)
+        outputs = {k: outputs[k] for k in OUTPUTS}
+        chunks = (
+            parallel.pad_rows({k: np.asarray(v[at : at + size]) for k, v in outputs.items()}, size)
+            for at in range(0, len(outputs['logits']), size)
+        )
+        shared = self.devices.replicate({'params': params, 'head': self.head})
+        return parallel.map_rows(self.devices, _outside(self.devices, f), shared, chunks)
+
+    def inside(self, f: Callable, params: Any, chunks) -> Iterator[Any]:
+        """The same for chunks of images: `outputs` also has the standardised `images` and all that
+        `Frozen.forward` returns, `head` the `network`."""
+        compiled = _inside(self.devices, self.model, configs.freeze(self.preprocessing), f)
+        shared = self.devices.replicate({'variables': self.variables, 'params': params})
+        return parallel.map_rows(self.devices, compiled, shared, chunks)
+
+    def _compute(self, artefact, examples, what):
+        starts = range(0, len(examples), SHARD)
+        shards = [artefact / f'shards/{at:09d}.npz' for at in starts]
+        progress = console.Progress(what, len(examples))
+        times, counts = [], []
+        for at, path in zip(starts, shards):
+            if path.exists():
+                continue
+            part = examples.subset(np.arange(at, min(at + SHARD, len(examples))))
+            outputs, started = [], time.monotonic()
+            for chunk in self.stream(self.chunks(part)):
+                outputs.append(chunk)
+                times.append(time.monotonic() - started)
+                counts.append(len(chunk['logits']))
+                progress.update(
+                    at + sum(len(o['logits']) for o in outputs), **_speed(times, counts)
+                )
+                started = time.monotonic()
+            artefacts.save(path, **{k: np.concatenate([o[k] for o in outputs]) for k in OUTPUTS})
+        for name in OUTPUTS:
+            parts = (artefacts.load(path)[name] for path in shards)
+            artefacts.save_rows(artefact / f'{name}.npy', parts, len(examples))
+        has_labels = examples.labels is not None
+        if has_labels:
+            artefacts.save_rows(artefact / 'labels.npy', [examples.labels], len(examples))
+        progress.close(**_speed(times, counts))
+        artefact.finish(rows=len(examples), labels=has_labels, **_speed(times, counts))
+        (artefact / 'shards').rmtree()
+
+
+def load(artefact: Artefact, config, devices: Devices, rows: int) -> Network:
+    """The network of a finished `train_detector` or `load_weights`.
+
+    Args:
+        config: for `dtype`, of compute.
+    """
+    facts = configs.plain(artefact.done)
+    dtype = common.dtype(config)
+    model = build(
+        *(facts['backbone'], facts['head'], facts['num_classes']),
+        dtype=dtype,
+        axis_name=devices.axis_name,
+    )
+    return Network(
+        model,
+        checkpoint.load_weights(artefact / 'weights'),
+        facts['preprocessing'],
+        configs.fingerprint(artefact.stage, artefact.fingerprint, config.dtype),
+        devices,
+        rows,
+    )
+
+
+def find_features(store: Store, key: str, digest: str) -> Artefact:
+    """Where the outputs of the network `key` on the images `digest` lie, or will lie."""
+    return store.find('features', configs.fingerprint(VERSION, key, digest))
+
+
+def load_features(artefact: Artefact) -> dict[str, np.ndarray]:
+    """What `Network.features` returns, of an artefact that is done."""
+    names = (*OUTPUTS, 'labels') if artefact.done['labels'] else OUTPUTS
+    return {name: artefacts.load_rows(artefact / f'{name}.npy') for name in names}
+
+
+def _speed(times: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
+    """images/s without the first chunks, which compile and fill the pipeline."""
+    steady = slice(2, None)
+    if not times[steady]:
+        return {}
+    return {'images_per_s': round(sum(counts[steady]) / sum(times[steady]), 1)}
+
+
+@functools.cache
+def _forward(devices: Devices, model, preprocessing):
+    look = dict(preprocessing)
+
+    def forward(variables, images):
+        out = model.apply(variables, augment.standardise(images, **look), train=False)
+        return {k: out[k].astype(jnp.float32) for k in OUTPUTS}
+
+    return devices.compile_rows(forward)
+
+
+@functools.lru_cache(maxsize=64)
+def _outside(devices: Devices, f):
+    return devices.compile_rows(lambda shared, rows: f(shared['params'], rows, shared['head']))
+
+
+@functools.lru_cache(maxsize=64)
+def _inside(devices: Devices, model, preprocessing, f):
+    look = dict(preprocessing)
+
+    def rows(shared, images):
+        x = augment.standardise(images, **look)
+        std = jnp.broadcast_to(jnp.asarray(look['std'], jnp.float32), (images.shape[-1],))
+        network = frozen.Frozen(shared['variables'], std, model)
+        outputs = network.forward(x) | {'images': x}
+        head = shared['variables']['params']['head'] | {'network': network}
+        return f(shared['params'], outputs, head)
+
+    return devices.compile_rows(rows)
