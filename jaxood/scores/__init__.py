@@ -10,16 +10,33 @@ travels in `params`, any pytree: a traced value where changing it should compile
 temperature), a static field of a `flax.struct` where it sets a shape (KNN's k). A keyword that
 `fit` lacks does not exist for that score.
 
-`bank` and `outputs` are dicts: `logits` [B, K], `features` [B, D] (penultimate, pooled), `maps`?,
-`labels`?, `is_outlier`?, `index`. `head` is a dict with `kernel` [D, K] and `bias` [K]; entries
-with `needs='network'` also find `images -> outputs` and `maps -> outputs` in it as functions.
-`needs` is one of logits, features, maps, network: what must have been computed.
+`bank` and `outputs` are dicts: `logits` float32[B, K], `features` float32[B, D] (penultimate,
+pooled), `labels`?, `is_outlier`?, `index`. `head` has `kernel` [D, K] and `bias` [K]. A bank's
+arrays may be memory maps of any length (`streaming`); `bank['validation']`? is the same for
+held-out ID images, `bank['validation_ood']`? for validation outliers. Fits that belong on held-out
+images read `bank.get('validation', bank)`.
+
+`needs` is what must have been computed: 'logits', 'features' (both run from cached outputs), 'maps'
+or 'network'. With the last two
+
+    outputs['images']     standardised float32[B, H, W, C];  outputs['maps']: each stage's
+    head['network']       forward(images) and resume(stage, map) -> outputs, pure; std, float32[C]
+    bank['map'](f, rows=None)    f(outputs, head) over the bank's images (or some), chunk by chunk
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxood.scores import distance, logit
+from jaxood.scores import (
+    distance,
+    gaussian,
+    gradient,
+    logit,
+    maps,
+    multilayer,
+    shaping,
+    weiper,
+)
 
 
 class Score(NamedTuple):
@@ -39,8 +56,43 @@ def of_logits(equation: Callable) -> Callable:
 
 
 SCORES = {
+    # logit.py
     'msp': Score(no_fit, of_logits(logit.msp), needs='logits'),
     'maxlogit': Score(no_fit, of_logits(logit.maxlogit), needs='logits'),
-    'energy': Score(logit.fit_energy, of_logits(logit.energy), needs='logits'),
+    'energy': Score(logit.fit_temperature, of_logits(logit.energy), needs='logits'),
+    'tempscale': Score(logit.fit_tempscale, of_logits(logit.tempscale), needs='logits'),
+    'entropy': Score(no_fit, of_logits(logit.entropy), needs='logits'),
+    'gen': Score(logit.fit_gen, logit.gen, needs='logits'),
+    'klm': Score(logit.fit_klm, of_logits(logit.klm), needs='logits'),
+    # shaping.py
+    'react': Score(shaping.fit_react, shaping.react, needs='features'),
+    'vra': Score(shaping.fit_vra, shaping.vra, needs='features'),
+    'dice': Score(shaping.fit_dice, shaping.dice, needs='features'),
+    'ash': Score(shaping.fit_ash, shaping.ash, needs='features'),
+    'scale': Score(shaping.fit_scale, shaping.scale, needs='features'),
+    # gradient.py
+    'gradnorm': Score(logit.fit_temperature, gradient.gradnorm, needs='features'),
+    'odin': Score(gradient.fit_odin, gradient.odin, needs='network'),
+    'adascale': Score(gradient.fit_adascale, gradient.adascale, needs='network'),
+    'nac': Score(gradient.fit_nac, gradient.nac, needs='network'),
+    # maps.py
+    'rankfeat': Score(maps.fit_rankfeat, maps.rankfeat, needs='network'),
+    'gram': Score(maps.fit_gram, maps.gram, needs='maps'),
+    # distance.py
     'knn': Score(distance.fit_knn, distance.knn, needs='features'),
+    'nnguide': Score(distance.fit_nnguide, distance.nnguide, needs='features'),
+    'relation': Score(distance.fit_relation, distance.relation, needs='features'),
+    'fdbd': Score(distance.fit_fdbd, distance.fdbd, needs='features'),
+    'nci': Score(distance.fit_nci, distance.nci, needs='features'),
+    'she': Score(distance.fit_she, distance.she, needs='features'),
+    # gaussian.py
+    'mds': Score(gaussian.fit_mds, gaussian.mds, needs='features'),
+    'rmds': Score(gaussian.fit_rmds, gaussian.rmds, needs='features'),
+    'vim': Score(gaussian.fit_vim, gaussian.vim, needs='features'),
+    'residual': Score(gaussian.fit_residual, gaussian.residual, needs='features'),
+    # multilayer.py
+    'mds_ensemble': Score(multilayer.fit_mds_ensemble, multilayer.mds_ensemble, needs='network'),
+    'combood': Score(multilayer.fit_combood, multilayer.combood, needs='network'),
+    # weiper.py
+    'weiper': Score(weiper.fit_weiper, weiper.weiper, needs='features'),
 }

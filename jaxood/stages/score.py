@@ -185,9 +185,10 @@ class Bank:
     def outputs(self, name: str) -> dict[str, Any]:
         """Logits, features and labels of one set."""
         artefact = networks.find_features(self.store, self.network.key, self.digests[name])
-        if artefact.done is not None:
-            return networks.load_features(artefact)
-        return self.network.features(self.store, self.examples(name), f'features of {name}')
+        if artefact.done is None:
+            self.network.features(self.store, self.examples(name), f'features of {name}')
+        found = networks.load_features(artefact)
+        return found | {'index': np.arange(len(found['logits']))}
 
     def map(self, name: str, f, rows=None) -> Iterator[Any]:
         """`f(outputs, head)` over the images of one set, or some rows of it."""
@@ -210,7 +211,7 @@ class _OnDemand(Mapping):
         self.outputs = functools.partial(bank.outputs, name)
 
     def __getitem__(self, key):
-        if key not in self.known and key in (*networks.OUTPUTS, 'labels'):
+        if key not in self.known and key in (*networks.OUTPUTS, 'labels', 'index'):
             self.known |= self.outputs()
         return self.known[key]
 
