@@ -2,18 +2,21 @@
 
 The package from the top down; nothing imports what stands above it (tests/test_imports.py).
 
-    main predict              the commands; they parse before they import JAX
+    main predict convert bench
+                              the commands; they parse before they import JAX
     deployed                  a trained detector as a function of images
     experiment                arms x seeds through the stages: plan, reuse, resume
-    stages/                   train_diffusion train_judges synthesise train_detector score report:
-                              they alone read the config, and leave artefacts
+    stages/                   train_diffusion train_judges synthesise train_detector (or
+                              load_weights) score report: they alone read the config, and leave
+                              artefacts; beside them `networks`, whose features of a set are kept
     config artefacts          sections, arms, fingerprints; folders named by what made them
     synthesis/ detectors/ report/
                               strategies that invent outliers, and the leak filter; training
                               methods; tables, figures and the page
     diffusion/ models/ losses/ scores/ data/ train/
-                              schedules, process, samplers; Flax networks; losses; OOD scores;
-                              sources, splits, batches; the one training loop
+                              schedules, process, samplers; Flax networks, and the way to them from
+                              public checkpoints (pretrained, layouts); losses; OOD scores; sources,
+                              splits, batches; the one training loop
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
     errors console            what the user can mend; what a run says
 

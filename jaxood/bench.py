@@ -22,7 +22,7 @@ import types
 from absl import flags
 
 from jaxood.errors import UserError, unknown
-from jaxood.main import run_command
+from jaxood.main import read_flags, run_command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list('suite', ['scores'], 'classifiers, scores, or both.', flag_values=FLAGS)
@@ -43,15 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]):
     """The suites and their flags."""
-    if any(a in ('--help', '-h', '--helpfull') for a in argv):
-        print(f'{__doc__}\nFlags:\n{FLAGS.get_help()}')
-        raise SystemExit(0)
-    try:
-        rest = FLAGS(argv)[1:]
-    except flags.UnrecognizedFlagError as e:
-        raise UserError(unknown(f'--{e.flagname}', e.flagname, FLAGS)) from e
-    except flags.Error as e:
-        raise UserError(str(e)) from e
+    rest = read_flags(FLAGS, argv, __doc__)
     if rest:
         raise UserError(f'{rest[0]!r} is not a flag. All arguments start with --.')
     for name in FLAGS.suite:

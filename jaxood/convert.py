@@ -13,7 +13,7 @@ import sys
 from absl import flags
 
 from jaxood.errors import UserError, blame, unknown
-from jaxood.main import run_command
+from jaxood.main import read_flags, run_command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string('source', None, 'The checkpoint to convert.', flag_values=FLAGS)
@@ -40,15 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]):
     """What to convert, then the flags."""
-    if any(a in ('--help', '-h', '--helpfull') for a in argv):
-        print(f'{__doc__}\nFlags:\n{FLAGS.get_help()}')
-        raise SystemExit(0)
-    try:
-        words = FLAGS(argv)[1:]
-    except flags.UnrecognizedFlagError as e:
-        raise UserError(unknown(f'--{e.flagname}', e.flagname, FLAGS)) from e
-    except flags.Error as e:
-        raise UserError(str(e)) from e
+    words = read_flags(FLAGS, argv, __doc__)
     if not words or words[0] not in KINDS:
         raise UserError(unknown('what to convert', words[0] if words else '', KINDS))
     if words[1:]:

@@ -8,6 +8,7 @@ The program's story is `stages.STAGES`, in its order:
     train_judges      a small ensemble learns to classify them, to tell which outliers are ID images
     synthesise        the diffusion model (or another strategy) invents outliers; judges filter them
     train_detector    a classifier learns the ID classes, and to be unsure on the outliers
+    load_weights      or a pretrained classifier is taken as it is
     score             each detector scores the ID and OOD test sets, by each method
     report            tables, figures, and the page that shows them
 
@@ -71,6 +72,23 @@ def run_command(parse, execute, argv) -> int:
         print('jaxood: stopped. The same command goes on where it was.', file=sys.stderr)
         return 130
     return 0
+
+
+def read_flags(known: flags.FlagValues, argv: list[str], about: str) -> list[str]:
+    """Sets a command's flags from its arguments -> the words that are no flags; shows `--help`.
+
+    Raises:
+        UserError: an unknown flag, or a value that it does not take.
+    """
+    if {'--help', '-h', '--helpfull', '--helpshort'} & set(argv):
+        print(f'{about}\nFlags:\n{known.get_help()}')
+        raise SystemExit(0)
+    try:
+        return known(argv)[1:]
+    except flags.UnrecognizedFlagError as e:
+        raise UserError(unknown(f'--{e.flagname}', e.flagname, known)) from e
+    except flags.Error as e:
+        raise UserError(str(e)) from e
 
 
 def parse(argv: list[str]):

@@ -22,8 +22,8 @@ import sys
 
 from absl import flags
 
-from jaxood.errors import UserError, unknown
-from jaxood.main import run_command
+from jaxood.errors import UserError
+from jaxood.main import read_flags, run_command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=FLAGS)
@@ -48,15 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]):
     """The flags, and the files and folders after them."""
-    if any(a in ('--help', '-h', '--helpfull') for a in argv):
-        print(f'{__doc__}\nFlags:\n{FLAGS.get_help()}')
-        raise SystemExit(0)
-    try:
-        places = FLAGS(argv)[1:]
-    except flags.UnrecognizedFlagError as e:
-        raise UserError(unknown(f'--{e.flagname}', e.flagname, FLAGS)) from e
-    except flags.Error as e:
-        raise UserError(str(e)) from e
+    places = read_flags(FLAGS, argv, __doc__)
     if FLAGS.workdir is None or not places:
         raise UserError(
             'give a run and what to score, e.g. --workdir=runs/quickstart PHOTOS/ more.png'

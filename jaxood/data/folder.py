@@ -49,9 +49,9 @@ def folder(
 ) -> dict[str, Examples]:
     """Image files below a folder, in the order of their sorted paths.
 
-    `path` holds `train/` and `test/` (or `val/`), which are the splits, or is all there is. Each holds images
-    (no labels), or a sub-folder for each class with the images at any depth. Hidden files, and
-    files whose ending is not a picture's, are passed over.
+    `path` holds `train/` and `test/` (or `val/`), which are the splits, or is all there is. Each
+    holds images (no labels), or a sub-folder for each class with the images at any depth. Hidden
+    files, and files whose ending is not a picture's, are passed over.
 
     Args:
         on_error: 'stop' at an image that cannot be read, or 'skip' it with a warning.
