@@ -34,6 +34,11 @@ class Task:
     runs: list[Run]
 
     @property
+    def digest(self) -> str | None:
+        """Of the contents of a file that it starts from, if it does."""
+        return STAGES[self.stage].settings(self.runs[0].config).get('digest')
+
+    @property
     def state(self) -> str:
         if self.artefact.done is not None:
             return 'reused'
@@ -280,6 +285,8 @@ def write_records(folder: epath.Path, config, tasks: Sequence[Task], devices) ->
         'devices': {'mode': devices.mode} | {str(d.id): str(d) for d in devices.mesh.devices.flat},
         'data': datasets,
     }
+    if weights := {t.runs[0].arm: t.digest for t in tasks if t.digest}:
+        repro['weights'] = weights
     artefacts.write(folder / 'repro.json', json.dumps(repro, indent=2) + '\n')
     return repro
 

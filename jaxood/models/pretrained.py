@@ -341,7 +341,7 @@ def _unrecognised(shapes):
         )
     known = {}
     for layout in LAYOUTS:
-        known.setdefault(layout.backbone, []).append(layout.source)
+        known.setdefault(layout.backbone, {})[layout.source] = None  # in order, once
     known = ', '.join(f'{backbone} ({", ".join(sources)})' for backbone, sources in known.items())
     return f'{message}\nKnown: {known}.'
 

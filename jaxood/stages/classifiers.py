@@ -9,7 +9,6 @@ import numpy as np
 from jaxood import config as configs
 from jaxood import detectors
 from jaxood.data import augment, loader
-from jaxood.errors import ConfigError
 from jaxood.rng import key_for, seed_for
 from jaxood.stages import common, networks
 from jaxood.train import loop, state
@@ -45,13 +44,7 @@ def fits(config, data, devices, model, section, where: str, num_outliers: int = 
     """
     train, batch_size = data.id.train, section['batch_size']
     common.check_batch(batch_size, len(train), devices, f'{where}.batch_size')
-    for key in ('mean', 'std'):
-        values = config.preprocessing[key]
-        if isinstance(values, tuple) and len(values) not in (1, train.shape[-1]):
-            raise ConfigError(
-                f'config.preprocessing.{key} has {len(values)} values, the images have '
-                f'{train.shape[-1]} channels. Give one value for each, or one for all.'
-            )
+    common.check_look(config.preprocessing, train.shape[-1])
     batch = {
         'image': jax.ShapeDtypeStruct((batch_size, *train.shape), np.uint8),
         **{k: jax.ShapeDtypeStruct((batch_size,), np.int32) for k in ('label', 'index')},

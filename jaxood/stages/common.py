@@ -120,6 +120,17 @@ def check(config) -> None:
     dtype(config)
 
 
+def check_look(preprocessing: Mapping, channels: int) -> None:
+    """Raises ConfigError unless `mean` and `std` have one value, or one for each channel."""
+    for key in ('mean', 'std'):
+        values = preprocessing[key]
+        if isinstance(values, tuple) and len(values) not in (1, channels):
+            raise ConfigError(
+                f'config.preprocessing.{key} has {len(values)} values, the images have {channels} '
+                'channels. Give one value for each, or one for all.'
+            )
+
+
 def load_data(config) -> Data:
     """Reads all sets of a config once a process; arms that change other sections share them."""
     return _load_data(json.dumps(configs.plain(config.data), sort_keys=True), config.seed)

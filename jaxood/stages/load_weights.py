@@ -5,8 +5,9 @@ import os
 
 from jaxood import artefacts, console
 from jaxood import config as configs
-from jaxood.errors import ConfigError
+from jaxood.errors import ConfigError, blame
 from jaxood.models import pretrained
+from jaxood.stages import common
 from jaxood.stages.common import Context
 from jaxood.train import checkpoint
 
@@ -43,6 +44,7 @@ def fits(config, data, devices) -> None:
             f'has {data.num_classes}. Take weights that were trained on this ID set, or the set '
             'that they were trained on.'
         )
+    common.check_look(preprocessing(config), data.shape[-1])
     look, c = found.preprocessing, config.data
     wanted = {'size': look.size, 'resize': look.resize, 'interpolation': look.interpolation}
     flags = ' '.join(f'--config.data.{k}={v}' for k, v in wanted.items() if v is not None)
@@ -91,4 +93,5 @@ def load(path: str) -> pretrained.Pretrained:
 
 @functools.lru_cache(maxsize=8)
 def _load(path, modified):
-    return pretrained.load(path)
+    with blame('config.weights'):
+        return pretrained.load(path)

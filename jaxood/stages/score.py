@@ -126,6 +126,8 @@ def run(context: Context) -> dict:
         for name, examples in sets.items()
     }
     bank = Bank(context.store, network, banked(config))
+    if TUNING in bank.digests:
+        bank.outputs(TUNING)
     labels = data.id.test.labels
     if doubt := warning(known[TEST]['logits'], labels, network.preprocessing):
         console.say(doubt)
