@@ -14,8 +14,8 @@ from jaxood import config as configs
 from jaxood.artefacts import Store
 from jaxood.data import decoding
 from jaxood.errors import UserError, lookup
-from jaxood.stages import networks
-from jaxood.stages import score as scoring
+from jaxood.stages import common, networks, scorers
+from jaxood.stages import score as score_stage
 from jaxood.stages.common import VALIDATION
 
 COLUMNS = ('file', 'score', 'p_value', 'decision', 'class', 'threshold')
@@ -40,7 +40,7 @@ class Detector:
         folder = artefacts.place(workdir)
         config, made = experiment.find_run(folder, arm, seed)
         label = score or config.report.score
-        known = {method.label: method for method in scoring.methods(config)}
+        known = {method.label: method for method in scorers.methods(config)}
         lookup(known, label, f'{folder}: --score')
         scores, self.on_error = made['score'], on_error
         self.classes, self.shape = scores.done['class_names'], tuple(scores.done['shape'])
@@ -48,13 +48,14 @@ class Detector:
         self.look = {k: data[k] for k in ('resize', 'interpolation') if data.get(k) is not None}
         devices = parallel.setup()  # those of this machine, wherever the run was trained
         self.batch = devices.batch_size(batch)
-        network = networks.load(made[scoring.detector(config)], config, devices, self.batch)
+        network = networks.load(made[score_stage.detector(config)], config, devices, self.batch)
         self.network = network
         self.known = np.sort(artefacts.load(scores / f'{label}/{VALIDATION}.npz')['score'])
         store = Store(scores.folder.parent.parent)
-        bank = scoring.Bank(store, network, scores.done['bank'], lambda: scoring.banked(config))
+        read = lambda: scorers.banked(common.load_data(config))
+        bank = scorers.Bank(store, network, scores.done['bank'], read)
         section = json.loads((scores / f'{label}.json').read_text())['settings']
-        self.score = scoring.fit(bank, section, f'{folder}: score {label}')
+        self.score = scorers.fit(bank, section, f'{folder}: score {label}')
         kept = math.ceil(fractions.Fraction(str(keep)) * len(self.known))
         self.threshold = float(self.known[kept - 1])
 

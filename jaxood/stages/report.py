@@ -11,7 +11,7 @@ from jaxood import artefacts, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, page, published, results, tables, terminal
-from jaxood.stages import common, score, synthesise
+from jaxood.stages import common, score, scorers, synthesise
 from jaxood.stages.common import Context
 
 VERSION = 3
@@ -44,7 +44,7 @@ def check(config) -> None:
     for key in ('every_score', 'openood'):
         if c.get(key) is not None:
             configs.true_or_false(c, 'config.report', key)
-    labels = [method.label for method in score.methods(config)]
+    labels = [method.label for method in scorers.methods(config)]
     if c.score not in labels:
         raise ConfigError(unknown(f'config.report.score={c.score!r}', c.score, labels))
     arms = list(configs.arms(config))
@@ -124,7 +124,7 @@ def load_scored(run, inputs, names) -> list[tables.Scored]:
     """What the score stage of one run wrote, one `Scored` a method."""
     folder = inputs[f'{run.name}/score']
     found = []
-    for label in (method.label for method in score.methods(run.config)):
+    for label in (method.label for method in scorers.methods(run.config)):
         sidecar = json.loads((folder / f'{label}.json').read_text())
         sets = {
             name: artefacts.load(folder / f'{label}/{name}.npz') for name in (score.TEST, *names)
@@ -218,13 +218,13 @@ def what_was_run(context: Context, arms) -> str:
 def about_tuning(context: Context) -> str:
     """What settings were chosen on, and what to make of it."""
     config, data = context.config, context.data
-    if not any(method.sweep for method in score.methods(config)):
+    if not any(method.sweep for method in scorers.methods(config)):
         return 'All settings are defaults; none was chosen on data.'
     kind = 'distorted ID validation images (means of two, jigsaws, inversions)'
     against = kind if data.validation_ood is None else 'images of a validation OOD set'
     seen = config.data.get('validation_from') != 'test'
     return (
-        f'Rows “{score.VALIDATED}” have settings chosen by AUROC of {len(data.id.validation)} ID '
+        f'Rows “{scorers.VALIDATED}” have settings chosen by AUROC of {len(data.id.validation)} ID '
         f'validation images against {len(data.tuning)} {against}, never on a test set. '
         + (
             'The validation images are part of the training split, which the networks may have '

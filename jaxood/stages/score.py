@@ -1,27 +1,21 @@
 """Scores the ID test set, the ID validation set and every OOD set by every method in the config.
 
-What the network says of a set (`networks.Network.features`) and what a method says of it are
-computed once for the same weights, images and settings, and shared by all runs and workdirs: adding
+Outputs of the network and scores are kept for all runs and workdirs (`networks`, `scorers`): adding
 a method or a set to the config costs that method or set alone.
 """
 
-import functools
 import json
-import time
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from jaxood import artefacts, console, metrics
-from jaxood import config as configs
-from jaxood.artefacts import Store
 from jaxood.data.examples import Examples
-from jaxood.errors import ConfigError, UserError, blame
+from jaxood.errors import ConfigError
 from jaxood.scores import SCORES
-from jaxood.stages import common, networks, train_detector
-from jaxood.stages.common import TEST, TRAIN, TUNING, VALIDATION, Context
+from jaxood.stages import common, networks, scorers, train_detector
+from jaxood.stages.common import TEST, TUNING, VALIDATION, Context
 
 VERSION = 3
 SEES = 'all'
@@ -29,45 +23,6 @@ ACROSS = False
 PUBLISHED = ()
 NEEDS = ('scores',)
 EMBEDDED = 300  # rows a set whose features are kept for the report's t-SNE
-INSIDE = ('maps', 'network')  # `needs` of scores that look inside the network
-VALIDATED = '_validated'  # ends the label of a score whose settings were chosen on validation data
-
-
-class Method(NamedTuple):
-    """One row of the table.
-
-    Attributes:
-        label: `config.scores`' key, with `VALIDATED` behind it if its settings were chosen.
-        section: the score's name and keywords, without the sweep.
-        sweep: keyword -> values to choose from; empty to take the section as it is.
-    """
-
-    label: str
-    section: dict[str, Any]
-    sweep: dict[str, tuple]
-
-    @property
-    def where(self) -> str:
-        return f'config.scores.{self.label.removesuffix(VALIDATED)}'
-
-    def candidates(self) -> Iterator[dict[str, Any]]:
-        """The section with each combination of the sweep's values."""
-        found = [self.section]
-        for key, values in self.sweep.items():
-            found = [one | {key: value} for one in found for value in values]
-        yield from found
-
-
-def methods(config) -> list[Method]:
-    """What is scored: every section as it stands, and again, chosen, if it has a sweep."""
-    found = []
-    for label, section in config.scores.items():
-        section = {'name': label} | configs.plain(section)
-        sweep = section.pop('sweep', None) or {}
-        found.append(Method(label, section, {}))
-        if sweep:
-            found.append(Method(label + VALIDATED, section, sweep))
-    return found
 
 
 def applies(config) -> bool:
@@ -92,7 +47,7 @@ def settings(config) -> dict:
 def check(config) -> None:
     if not config.scores:
         raise ConfigError(f'config.scores is empty. Name a score, such as {", ".join(SCORES)}.')
-    for method in methods(config):
+    for method in scorers.methods(config):
         if not isinstance(method.sweep, Mapping):
             raise ConfigError(
                 f'{method.where}.sweep={method.sweep!r} must be a section: dict(...).'
@@ -101,13 +56,13 @@ def check(config) -> None:
             if not isinstance(values, tuple) or not values:
                 raise ConfigError(f'{method.where}.sweep.{key}={values!r}: give a tuple of values.')
         for section in method.candidates():
-            _pick(section, method.where)
+            scorers.pick(section, method.where)
 
 
 def fits(config, data, devices) -> None:
-    for method in methods(config):
+    for method in scorers.methods(config):
         for section in method.candidates():
-            k = _pick(section, method.where)[1].get('k', 1)
+            k = scorers.pick(section, method.where)[1].get('k', 1)
             if k > len(data.id.train):
                 raise ConfigError(
                     f'{method.where}.k={k}, but there are only {len(data.id.train)} ID training '
@@ -125,14 +80,16 @@ def run(context: Context) -> dict:
         name: network.features(context.store, examples, f'features of {name}, {context.what}')
         for name, examples in sets.items()
     }
-    bank = Bank(context.store, network, banked(config))
-    if TUNING in bank.digests:
-        bank.outputs(TUNING)
+    bank = scorers.Bank(context.store, network, scorers.banked(data))
+    tuning = None
+    if any(method.sweep for method in scorers.methods(config)):
+        tuning = data.tuning
+        network.features(context.store, tuning, f'features of {TUNING}, {context.what}')
     labels = data.id.test.labels
     if doubt := warning(known[TEST]['logits'], labels, network.preprocessing):
         console.say(doubt)
-    for method in methods(config):
-        scorer = Scorer(bank, method)
+    for method in scorers.methods(config):
+        scorer = scorers.Scorer(bank, method, tuning)
         for name, examples in sets.items():
             of_id = name in (TEST, VALIDATION)
             artefacts.save(
@@ -154,162 +111,6 @@ def run(context: Context) -> dict:
         'shape': data.shape,
         'bank': bank.digests,
     }
-
-
-def banked(config) -> dict[str, Examples]:
-    """The sets that scores are fitted on, or that their settings are chosen on."""
-    data = common.load_data(config)
-    images = {TRAIN: data.id.train, VALIDATION: data.id.validation}
-    if data.validation_ood is not None or any(method.sweep for method in methods(config)):
-        images[TUNING] = data.tuning
-    return images
-
-
-class Bank:
-    """A network's outputs on the sets that scores are fitted on.
-
-    Args:
-        images: 'train', 'validation' and perhaps 'validation_ood' -> `Examples`; or their digests,
-            to find what was computed before.
-        read: digests alone -> the `Examples`, for the scores that need the images themselves.
-    """
-
-    def __init__(self, store: Store, network: networks.Network, images: Mapping, read=None):
-        self.store, self.network, self.read = store, network, read
-        self.images = images if read is None else None
-        self.digests = {k: v if read else v.digest for k, v in images.items()}
-
-    def examples(self, name: str) -> Examples:
-        if self.images is None:
-            self.images = self.read()
-        return self.images[name]
-
-    def outputs(self, name: str) -> dict[str, Any]:
-        """Logits, features and labels of one set."""
-        artefact = networks.find_features(self.store, self.network.key, self.digests[name])
-        if artefact.done is None:
-            self.network.features(self.store, self.examples(name), f'features of {name}')
-        found = networks.load_features(artefact)
-        return found | {'index': np.arange(len(found['logits']))}
-
-    def map(self, name: str, f, rows=None) -> Iterator[Any]:
-        """`f(outputs, head)` over the images of one set, or some rows of it."""
-        examples = self.examples(name)
-        examples = examples if rows is None else examples.subset(rows)
-        look = lambda params, outputs, head: f(outputs, head)
-        return self.network.inside(look, {}, self.network.chunks(examples))
-
-    def whole(self) -> Mapping[str, Any]:
-        """The training set as a fit gets it, with the validation sets inside."""
-        others = {name: _OnDemand(self, name) for name in self.digests if name != TRAIN}
-        return _OnDemand(self, TRAIN, others)
-
-
-class _OnDemand(Mapping):
-    """One set of a bank. What no score reads is not computed: many are fitted on nothing."""
-
-    def __init__(self, bank, name, others=None):
-        self.known = {'map': functools.partial(bank.map, name), **(others or {})}
-        self.outputs = functools.partial(bank.outputs, name)
-
-    def __getitem__(self, key):
-        if key not in self.known and key in (*networks.OUTPUTS, 'labels', 'index'):
-            self.known |= self.outputs()
-        return self.known[key]
-
-    def __iter__(self):
-        return iter(self.known | self.outputs())
-
-    def __len__(self):
-        return len(list(iter(self)))
-
-
-class Scorer:
-    """One method on one network: fitted when it is first needed, each set scored once for all.
-
-    Attributes:
-        facts: what the side-car tells of it: settings, how they were chosen, what it costs.
-    """
-
-    def __init__(self, bank: Bank, method: Method):
-        self.bank, self.method, self.fitted = bank, method, None
-        section, aurocs = method.section, []
-        if method.sweep:
-            candidates = list(method.candidates())
-            aurocs = [self._validate(one) for one in candidates]
-            section = candidates[int(np.argmax(aurocs))]
-            aurocs = [{'settings': one, 'auroc': a} for one, a in zip(candidates, aurocs)]
-        self.section = section
-        key = configs.fingerprint(VERSION, bank.network.key, bank.digests, section)
-        self.folder = bank.store.find('scores', key)
-        chosen = 'validated' if method.sweep else 'default'
-        self.facts = {'settings': section, 'chosen': chosen, 'validation': aurocs}
-
-    def __call__(self, examples: Examples) -> np.ndarray:
-        """float32[N]"""
-        path = self.folder / f'{examples.digest[:16]}.npz'
-        if not path.exists():
-            self._compute(examples, path)
-        found = artefacts.load(path)
-        self.facts |= {k: float(found[k]) for k in ('fit_s', 'score_ms_per_image')}
-        return found['score']
-
-    def _compute(self, examples, path):
-        network, store = self.bank.network, self.bank.store
-        outputs = network.features(store, examples, f'features for {self.method.label}')
-        if self.fitted is None:
-            started = time.monotonic()
-            score = fit(self.bank, self.section, self.method.where)
-            self.fitted = score, time.monotonic() - started
-            first = {k: v[:1] for k, v in outputs.items()}
-            score(first, network.chunks(examples.subset([0])))  # compiles
-        score, fit_s = self.fitted
-        started = time.monotonic()
-        values = score(outputs, network.chunks(examples))
-        each = 1e3 * (time.monotonic() - started) / len(values)
-        artefacts.save(path, score=values, fit_s=round(fit_s, 4), score_ms_per_image=round(each, 5))
-
-    def _validate(self, section):
-        """AUROC of ID validation images against the validation outliers."""
-        one = Scorer(self.bank, Method(self.method.label, section, {}))
-        id_scores, ood_scores = (one(self.bank.examples(name)) for name in (VALIDATION, TUNING))
-        return round(metrics.auroc(id_scores, ood_scores), 6)
-
-
-def fit(bank: Bank, section: Mapping, where: str):
-    """Fits one score -> `score(outputs, chunks) -> float32[N]` of any number of images.
-
-    `outputs` are the network's, for scores that read those; `chunks` of uint8 images, as
-    `Network.stream` takes them, for scores that look inside the network.
-
-    Raises:
-        UserError: settings that the bank does not allow, or a score that is not finite.
-    """
-    network = bank.network
-    entry, keywords = _pick(section, where)
-    with blame(where):
-        params = entry.fit(bank.whole(), network.head, **keywords)
-
-    def score(outputs, chunks):
-        if entry.needs in INSIDE:
-            parts = network.inside(entry.score, params, chunks)
-        else:
-            parts = network.outside(entry.score, params, outputs)
-        values = np.concatenate(list(parts))
-        bad = np.flatnonzero(~np.isfinite(values))
-        if bad.size:
-            raise UserError(
-                f'{where}: the score of image {bad[0]} is {values[bad[0]]}, not a number '
-                f'({bad.size} of {len(values)} are so). Leave the score out, or look at what it '
-                'is fitted on.'
-            )
-        return values
-
-    return score
-
-
-def _pick(section, where):
-    return configs.pick(SCORES, section, where, like='scores', given=('bank', 'head'))
 
 
 def warning(logits: np.ndarray, labels: np.ndarray, preprocessing: Mapping) -> str | None:

@@ -17,7 +17,7 @@ from jaxood.models import Classifier, frozen
 from jaxood.models.backbones.cnn import CNN
 from jaxood.models.heads import Linear
 from jaxood.scores import SCORES
-from jaxood.stages import common, networks, score
+from jaxood.stages import common, networks, score, scorers
 
 ARMS = dict(main=dict(outliers=dict(name='none'), detector=dict(name='plain')))
 LOOK = {'mean': (0.3,), 'std': (0.4,)}
@@ -33,7 +33,7 @@ def plain_config(**changes):
 def test_a_sweep_is_one_more_row():
     sweep = dict(k=(1, 5), name_of_nothing=(2.0,))
     config = plain_config(scores=dict(msp={}, near=dict(name='knn', k=3, sweep=sweep)))
-    found = score.methods(config)
+    found = scorers.methods(config)
     assert [m.label for m in found] == ['msp', 'near', 'near_validated']
     assert [m.where for m in found] == ['config.scores.msp', *['config.scores.near'] * 2]
     assert list(found[1].candidates()) == [{'name': 'knn', 'k': 3}]
@@ -183,16 +183,16 @@ def test_other_weights_or_images_are_other_features(network):
 
 def test_scores_that_are_fitted_on_nothing_compute_nothing(network, tmp_path):
     sets = {'train': images(30), 'validation': images(20, seed=1)}
-    bank = score.Bank(artefacts.Store(tmp_path), network, sets)
-    score.fit(bank, {'name': 'energy', 'temperature': 2.0}, 'config.scores.energy')
+    bank = scorers.Bank(artefacts.Store(tmp_path), network, sets)
+    scorers.fit(bank, {'name': 'energy', 'temperature': 2.0}, 'config.scores.energy')
     assert not (tmp_path / 'features').exists()
-    score.fit(bank, {'name': 'knn', 'k': 2}, 'config.scores.knn')
+    scorers.fit(bank, {'name': 'knn', 'k': 2}, 'config.scores.knn')
     assert len(list((tmp_path / 'features').iterdir())) == 1  # the training set's alone
 
 
 def test_a_function_over_the_bank_sees_every_row_once_in_order(network, tmp_path):
     """Padding is gone, `rows` picks, and what is seen is what the network computes."""
-    bank = score.Bank(artefacts.Store(tmp_path), network, {'train': images(40)})
+    bank = scorers.Bank(artefacts.Store(tmp_path), network, {'train': images(40)})
     f = lambda outputs, head: {'m': outputs['maps'][0].mean((1, 2)), 'z': outputs['logits']}
     parts = list(bank.map('train', f))
     want = bank.outputs('train')['logits']
@@ -214,10 +214,10 @@ def test_a_network_goes_on_from_its_own_maps(network):
 
 
 def test_a_score_that_is_no_number_names_the_image(network, tmp_path, monkeypatch):
-    bank = score.Bank(artefacts.Store(tmp_path), network, {'train': images(4)})
+    bank = scorers.Bank(artefacts.Store(tmp_path), network, {'train': images(4)})
     broken = SCORES['msp']._replace(score=lambda params, outputs, head: outputs['logits'][:, 0] / 0)
     monkeypatch.setitem(SCORES, 'msp', broken)
-    fitted = score.fit(bank, {'name': 'msp'}, 'config.scores.msp')
+    fitted = scorers.fit(bank, {'name': 'msp'}, 'config.scores.msp')
     with pytest.raises(
         UserError, match='config.scores.msp: the score of image 0 is .*not a number'
     ):
@@ -247,9 +247,9 @@ def test_accuracy_near_chance_is_explained():
 def test_cached_outputs_score_as_arrays(network, tmp_path):
     """Scores on cached outputs equal those on arrays."""
     store = artefacts.Store(tmp_path)
-    bank = score.Bank(store, network, {'train': images(40)})
+    bank = scorers.Bank(store, network, {'train': images(40)})
     known = network.features(store, images(25, seed=3), 'test')
-    fitted = score.fit(bank, {'name': 'knn', 'k': 1}, 'config.scores.knn')
+    fitted = scorers.fit(bank, {'name': 'knn', 'k': 1}, 'config.scores.knn')
     got = fitted(known, None)
     params = SCORES['knn'].fit({'features': np.asarray(bank.outputs('train')['features'])}, {}, k=1)
     want = np.asarray(SCORES['knn'].score(params, known, {}))
