@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'jaxood'
 # Each module may import those on lines above its own, and its neighbours in the same package.
 LAYERS = (
     ('errors', 'console'),
-    ('rng', 'parallel', 'metrics'),
+    ('rng', 'parallel', 'metrics', 'frechet'),
     ('diffusion', 'losses', 'scores', 'models', 'data', 'train'),
     ('synthesis', 'detectors', 'report'),
     ('config', 'artefacts'),
@@ -26,6 +26,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 BESIDE = {
     ('losses', 'diffusion'),
     ('models', 'diffusion'),
+    ('models', 'losses'),
     ('train', 'diffusion'),
     ('predict', 'main'),
     ('convert', 'main'),

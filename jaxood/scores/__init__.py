@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxood.scores import (
+    angular,
     distance,
     gaussian,
     gradient,
@@ -64,6 +65,9 @@ SCORES = {
     'entropy': Score(no_fit, of_logits(logit.entropy), needs='logits'),
     'gen': Score(logit.fit_gen, logit.gen, needs='logits'),
     'klm': Score(logit.fit_klm, of_logits(logit.klm), needs='logits'),
+    # angular.py
+    'maxcos': Score(no_fit, angular.maxcos, needs='features'),
+    'normcos': Score(no_fit, angular.normcos, needs='features'),
     # shaping.py
     'react': Score(shaping.fit_react, shaping.react, needs='features'),
     'vra': Score(shaping.fit_vra, shaping.vra, needs='features'),

@@ -29,7 +29,9 @@ def build(backbone, head, num_classes: int, *, dtype, axis_name=None, where='con
     """The classifier that two sections describe: `config.backbone` and `config.head`, say."""
     layout = dict(dtype=dtype, axis_name=axis_name)
     network = configs.build(backbones.BACKBONES, backbone, where, **layout)
-    top = configs.build(heads.HEADS, head, 'config.head', num_classes=num_classes)
+    top = configs.build(
+        heads.HEADS, head, 'config.head', num_classes=num_classes, axis_name=axis_name
+    )
     return models.Classifier(backbone=network, head=top)
 
 
@@ -53,7 +55,9 @@ class Network:
 
     @property
     def head(self) -> dict[str, np.ndarray]:
-        return self.variables['params']['head']
+        """`kernel` and `bias`, as scores read them (`heads.last_layer`)."""
+        last = heads.last_layer(self.variables['params']['head'])
+        return {name: np.asarray(array) for name, array in last.items()}
 
     def features(self, store: Store, examples: Examples, what: str) -> dict[str, np.ndarray]:
         """Logits and features of a set, in order, as memory maps: computed unless they are there.
@@ -209,7 +213,7 @@ def _inside(devices: Devices, model, preprocessing, f):
         std = jnp.broadcast_to(jnp.asarray(look['std'], jnp.float32), (images.shape[-1],))
         network = frozen.Frozen(shared['variables'], std, model)
         outputs = network.forward(x) | {'images': x}
-        head = shared['variables']['params']['head'] | {'network': network}
+        head = heads.last_layer(shared['variables']['params']['head']) | {'network': network}
         return f(shared['params'], outputs, head)
 
     return devices.compile_rows(rows)

@@ -22,6 +22,8 @@ BLIND_SPOTS = {
     'entropy': {'mid': 0.97, 'orth': 0.50, 'origin': 0.99, 'double': 0.07},
     'gen': {'mid': 0.97, 'orth': 0.50, 'origin': 1.00, 'double': 0.05},
     'klm': {'mid': 0.82, 'orth': 0.50, 'origin': 0.94, 'double': 0.57},
+    'maxcos': {'mid': 0.94, 'orth': 0.94, 'origin': 1.00, 'double': 0.50},
+    'normcos': {'mid': 0.93, 'orth': 0.50, 'origin': 1.00, 'double': 0.01},
     # Features are no post-ReLU ones here, and a tenth of their entries is all that tells classes.
     'react': {'mid': 0.19, 'orth': 0.50, 'origin': 0.89, 'double': 0.29},
     'vra': {'mid': 0.19, 'orth': 0.50, 'origin': 0.89, 'double': 0.29},
@@ -57,7 +59,7 @@ BLIND_SPOTS = {
 # z -> z + a
 SHIFT_INVARIANT = {'msp', 'tempscale', 'entropy', 'gen', 'klm', 'gradnorm', 'relation', 'fdbd'}
 SHIFTED = {'maxlogit', 'energy', 'vim'}  # ... moves these by -a
-SCALE_INVARIANT = {'knn', 'nnguide', 'relation'}  # h -> a h, bank included
+SCALE_INVARIANT = {'maxcos', 'knn', 'nnguide', 'relation'}  # h -> a h, bank included
 # h -> Q h with W -> W Qᵀ
 ROTATION_INVARIANT = {
     'msp',
@@ -67,6 +69,8 @@ ROTATION_INVARIANT = {
     'entropy',
     'gen',
     'klm',
+    'maxcos',
+    'normcos',
     'knn',
     'nnguide',
     'relation',

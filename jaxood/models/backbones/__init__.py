@@ -8,10 +8,11 @@ compute; parameters and batch statistics stay float32) and `axis_name` (of the p
 BatchNorm averages; None under jit, where the batch is global already).
 """
 
-from jaxood.models.backbones import densenet, efficientnet, resnet, vit, wrn
+from jaxood.models.backbones import densenet, efficientnet, inception, resnet, vit, wrn
 from jaxood.models.backbones.cnn import CNN
 from jaxood.models.backbones.densenet import DenseNet
 from jaxood.models.backbones.efficientnet import EfficientNet
+from jaxood.models.backbones.inception import Inception
 from jaxood.models.backbones.resnet import ResNet
 from jaxood.models.backbones.vit import ViT
 from jaxood.models.backbones.wrn import WRN
@@ -22,6 +23,7 @@ BACKBONES = {
     'resnet': ResNet,
     'efficientnet': EfficientNet,
     'vit': ViT,
+    'inception': Inception,
     'cnn': CNN,
 }
 
@@ -32,4 +34,5 @@ LAYOUTS = (
     *resnet.LAYOUTS,
     *efficientnet.LAYOUTS,
     *vit.LAYOUTS,
+    *inception.LAYOUTS,
 )
