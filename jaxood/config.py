@@ -58,7 +58,17 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     'scores': ('sweep',),
     'arms': (),
-    'report': ('title', 'arm', 'score', 'draws', 'gallery', 'tsne', 'every_score', 'openood'),
+    'report': (
+        'title',
+        'arm',
+        'score',
+        'draws',
+        'gallery',
+        'tsne',
+        'every_score',
+        'openood',
+        'judge',
+    ),
 }
 VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir', 'weights')  # these are no sections
 LABELLED = ('scores', 'arms')  # the keys of these are labels
@@ -70,7 +80,7 @@ OPTIONAL = frozenset(
         *('artefacts_dir', 'num_devices', 'outlier_ratio'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('mean', 'std', 'arm', 'every_score', 'openood'),
+        *('mean', 'std', 'arm', 'every_score', 'openood', 'judge'),
     )
 )
 

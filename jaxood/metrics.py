@@ -11,6 +11,8 @@ so each is a few lines on (A, B), and the bootstrap runs the very same lines on 
 (a second axis, one column a draw). All metrics are fractions; percent is for printing.
 """
 
+import math
+import statistics
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -237,6 +239,17 @@ def interval(draws, *, level: float = 0.95) -> tuple[float, float]:
     """The central `level` of the draws: a percentile bootstrap interval."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def proportion(hits: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share: hits of count independent trials. Wilson 1927, Eq. 4-6."""
+    if not 0 <= hits <= count or count < 1:
+        raise UserError(f'{hits} of {count} is no share.')
+    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+    p, n = hits / count, count
+    middle = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return tuple((middle + s * half) / (1 + z * z / n) for s in (-1, 1))
 
 
 # ---- the equations, on curves A, B of shape [V + 1] or [V + 1, draws] -----------------------

@@ -277,3 +277,16 @@ def test_only_the_order_matters_and_the_classes_mirror():
     swapped = metrics.evaluate(-b, -a)
     for one, other in (('aupr_in', 'aupr_out'), ('fpr95_id', 'fpr95_ood')):
         assert swapped[one] == pytest.approx(before[other], abs=1e-15)
+
+
+def test_a_share_has_wilsons_interval():
+    """Numbers of the closed form: 0 of n gives z²/(n + z²) at the top; 1/2 is symmetric."""
+    z2 = 1.959963984540054**2
+    low, high = metrics.proportion(0, 50)
+    assert low == pytest.approx(0.0, abs=1e-12)
+    assert high == pytest.approx(z2 / (50 + z2))
+    low, high = metrics.proportion(30, 60)
+    assert low + high == pytest.approx(1.0)
+    assert high - low == pytest.approx(np.sqrt(z2 / 60 + z2**2 / 3600) / (1 + z2 / 60))
+    with pytest.raises(UserError, match='no share'):
+        metrics.proportion(3, 2)

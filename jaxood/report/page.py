@@ -63,6 +63,7 @@ class Content:
         main, comparisons: the main arm, and other arm -> `tables.compare(…, main, other, …)`.
         arms: arm -> what it is, in a few words.
         outliers: arm -> `Outliers`.
+        examined: `examination.examine`'s rows, under the detector of the arm `judge`.
         histograms, roc, tsne, curves: markup; `tsne_about`: which features are mapped.
         mistaken: heading -> `figures.mistaken`.
         costs: rows with `stage`, and optionally `what`, `times` (how often), `seconds` (each time),
@@ -82,6 +83,8 @@ class Content:
     comparisons: Mapping[str, tables.Cells] = dataclasses.field(default_factory=dict)
     arms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outliers: Mapping[str, Outliers] = dataclasses.field(default_factory=dict)
+    examined: Sequence[Mapping[str, Any]] = ()
+    judge: str = ''
     histograms: Markup = Markup()
     roc: Markup = Markup()
     tsne: Markup = Markup()

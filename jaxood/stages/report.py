@@ -11,10 +11,10 @@ from jaxood import artefacts, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, page, published, results, tables, terminal
-from jaxood.stages import common, score, scorers, synthesise
+from jaxood.stages import common, examination, score, scorers, synthesise
 from jaxood.stages.common import Context
 
-VERSION = 3
+VERSION = 4
 SEES = 'all'
 ACROSS = True  # one task for all runs
 NEEDS = ('scores', 'report')
@@ -48,8 +48,9 @@ def check(config) -> None:
     if c.score not in labels:
         raise ConfigError(unknown(f'config.report.score={c.score!r}', c.score, labels))
     arms = list(configs.arms(config))
-    if c.get('arm') is not None and c.arm not in arms:
-        raise ConfigError(unknown(f'config.report.arm={c.arm!r}', c.arm, arms))
+    for key in ('arm', 'judge'):
+        if c.get(key) is not None and c[key] not in arms:
+            raise ConfigError(unknown(f'config.report.{key}={c[key]!r}', c[key], arms))
 
 
 def fits(config, data, devices) -> None:
@@ -75,7 +76,10 @@ def run(context: Context) -> dict:
         if arm != chief
     }
     verdict = tables.verdict(summary, c.score, chief, comparisons)
-    results.write_results(context.artefact.folder, rows, summary | {'verdict': verdict})
+    examined = examination.examine(context) if c.get('judge') else []
+    results.write_results(
+        context.artefact.folder, rows, summary | {'verdict': verdict, 'outliers': examined}
+    )
     if c.get('openood'):
         for name, text in results.openood(scored, data.groups, facts).items():
             artefacts.write(context.artefact / name, text)
@@ -90,6 +94,8 @@ def run(context: Context) -> dict:
         comparisons=comparisons,
         arms={r.arm: about_arm(facts[r.arm, r.seed]) for r in runs},
         outliers=galleries(context),
+        examined=examined,
+        judge=c.get('judge') or '',
         histograms=figures.score_histograms(scored, c.score),
         roc=figures.roc_curves(scored, c.score),
         tsne=tsne(context, main),
@@ -118,6 +124,7 @@ def show(artefact, config) -> None:
         summary, config.report.score, every_score=bool(config.report.get('every_score'))
     )
     print(summary['verdict'])
+    examination.show(summary['outliers'], config.report.get('judge'))
 
 
 def load_scored(run, inputs, names) -> list[tables.Scored]:

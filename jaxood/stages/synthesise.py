@@ -79,6 +79,12 @@ def check(config) -> None:
 
 def fits(config, data, devices) -> None:
     _build(config, data, generate=None)
+    if 'labels' in _strategy(config)[0].needs and data.id.train.images is None:
+        raise ConfigError(
+            f'config.outliers.name={config.outliers.name!r} takes the training images into the '
+            "devices' memory, but they are read from files as they are needed. Raise "
+            'config.data.memory_limit, or take another strategy.'
+        )
 
 
 def run(context: Context) -> dict:
@@ -151,6 +157,8 @@ def renderer(context: Context):
     """(rows, shared): `rows(shared, index)` makes candidates `index` int32[B], before rounding."""
     config, data = context.config, context.data
     generate, shared = None, {'key': key_for(config.seed, 'outliers')}
+    if 'labels' in _strategy(config)[0].needs:
+        shared['images'] = data.id.train.images
     if train_diffusion.applies(config):
         generate = _generate(config, data.num_classes)
         weights = checkpoint.load_weights(context.inputs['train_diffusion'] / 'weights')
@@ -176,6 +184,7 @@ def _build(config, data, generate):
     """The strategy's `rows`; its own settings are checked here."""
     strategy, keywords = _strategy(config)
     offers = {'shape': data.shape, 'num_classes': data.num_classes, 'generate': generate}
+    offers['labels'] = data.id.train.labels
     if 'alpha_bar' in strategy.needs:
         offers['alpha_bar'] = train_diffusion.schedule(config)
     with blame('config.outliers'):
@@ -183,7 +192,7 @@ def _build(config, data, generate):
 
 
 def _strategy(config):
-    given = ('shape', 'num_classes', 'generate', 'alpha_bar')
+    given = ('shape', 'num_classes', 'generate', 'alpha_bar', 'labels')
     return configs.pick(STRATEGIES, config.outliers, 'config.outliers', given=given)
 
 

@@ -3,13 +3,14 @@
 A strategy is `build(..., **keywords) -> rows`, and `rows(shared, index, key)` makes candidate
 number i from (key, i) alone: a dict with `image` float32[B, H, W, C] in [-1, 1] and whatever is
 worth knowing about each candidate. It runs inside `jit`. `needs` names what `build` takes beside
-its keywords: `shape` (H, W, C), `num_classes`, `generate` (`synthesis.generator`), `alpha_bar`.
+its keywords: `shape` (H, W, C), `num_classes`, `generate` (`synthesis.generator`), `alpha_bar`,
+`labels` (int[N] of the ID training images; `rows` then finds those in `shared['images']`).
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxood.synthesis import label_mixup, noise
+from jaxood.synthesis import label_mixup, noise, pure, real_mixup
 
 
 class Strategy(NamedTuple):
@@ -19,5 +20,7 @@ class Strategy(NamedTuple):
 
 STRATEGIES = {
     'label_mixup': Strategy(label_mixup.build, ('shape', 'num_classes', 'generate', 'alpha_bar')),
+    'pure_class': Strategy(pure.build, ('shape', 'num_classes', 'generate')),
+    'real_mixup': Strategy(real_mixup.build, ('labels', 'num_classes')),
     'uniform_noise': Strategy(noise.uniform, ('shape',)),
 }

@@ -27,7 +27,9 @@ OFFERS = {
     'num_classes': CLASSES,
     'generate': generate,
     'alpha_bar': schedules.cosine(10),
+    'labels': np.array([3, 1, 0, 2, 1, 3, 2, 0, 0]),
 }
+IMAGES = np.random.default_rng(0).integers(256, size=(9, *SHAPE), dtype=np.uint8)
 # Settings that use all a strategy has, by its name; the defaults are always tried.
 MORE = {
     'label_mixup': [dict(mix='score'), dict(renoise=0.5)],
@@ -44,7 +46,9 @@ def program(name, keywords):
 
 def rows(name, keywords, index, seed=0):
     make = program(name, tuple(keywords.items()))
-    made = make({'guidance': 1.0}, np.array(index, np.int32), jax.random.key(seed))
+    made = make(
+        {'guidance': 1.0, 'images': IMAGES}, np.array(index, np.int32), jax.random.key(seed)
+    )
     return jax.device_get(made)
 
 
