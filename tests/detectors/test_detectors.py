@@ -184,7 +184,7 @@ def test_repeating_a_stream_does_not_change_its_weight(batch, variables):
 class _Halves(CNN):
     """The mean of the left and of the right half: a backbone without batch statistics."""
 
-    def __call__(self, images, *, train, keys=None):
+    def __call__(self, images, *, train, keys=None, after=None):
         halves = images.reshape(len(images), 8, 2, 4).mean((1, 3))
         return halves, (halves[:, None, None],)
 
