@@ -168,6 +168,7 @@ def candidates(finished, mode, num_devices, batch):
         devices=devices,
         artefact=place,
         inputs={'train_diffusion': place},
+        store=artefacts.Store(folder / 'artefacts'),
         what='',
         runs=[run],
         repro={},
