@@ -55,6 +55,14 @@ def get_config(variant: str = 'digits'):
     c.stages = ('train_diffusion', 'synthesise', 'train_detector', 'score', 'report')
     c.artefacts_dir = config_dict.placeholder(str)
     c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+    c.data = dict(
+        root=config_dict.placeholder(str),
+        on_error='stop',
+        held_out=(),
+        held_out_validation=(),
+        device_limit=2**30,
+        test=0.25,
+    )
     lookup(VARIANTS, name, 'variant')(c)
     c.filter = dict(name='none')
     c.head = dict(name='linear')
@@ -79,19 +87,9 @@ def get_config(variant: str = 'digits'):
 
 def digits(c):
     """The quickstart's digits and networks."""
-    c.data = dict(
-        root=config_dict.placeholder(str),
-        on_error='stop',
-        size=8,
-        channels=1,
-        validation=0.15,
-        test=0.25,
-        held_out=(8, 9),
-        held_out_validation=(5,),
-        device_limit=2**30,
-        id=dict(name='digits'),
-        ood=dict(photos=dict(name='photos', count=1000)),
-    )
+    c.data.update(size=8, channels=1, validation=0.15, held_out=(8, 9), held_out_validation=(5,))
+    c.data.id = dict(name='digits')
+    c.data.ood = dict(photos=dict(name='photos', count=1000))
     c.preprocessing = dict(mean=(0.3,), std=(0.38,))
     c.generator = dict(
         name='unet',
@@ -110,22 +108,12 @@ def digits(c):
 
 def cifar(c, name):
     """WRN-40-2 and DDPM's U-Net, at full size; for a GPU."""
-    c.data = dict(
-        root=config_dict.placeholder(str),
-        on_error='stop',
-        size=32,
-        channels=3,
-        validation=0.02,
-        test=0.2,
-        held_out=(),
-        held_out_validation=(),
-        device_limit=2**30,
-        id=dict(name='npz', train=f'{name}_train.npz', test=f'{name}_test.npz'),
-        ood={
-            k: dict(name='npz', path=f'ood_{k}.npz', group='far')
-            for k in ('svhn', 'lsun9_crop', 'lsun9_resize', 'textures', 'places')
-        },
-    )
+    c.data.update(size=32, channels=3, validation=0.02)
+    c.data.id = dict(name='npz', train=f'{name}_train.npz', test=f'{name}_test.npz')
+    c.data.ood = {
+        k: dict(name='npz', path=f'ood_{k}.npz', group='far')
+        for k in ('svhn', 'lsun9_crop', 'lsun9_resize', 'textures', 'places')
+    }
     mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # outlier exposure's official code
     c.preprocessing = dict(mean=tuple(m / 255 for m in mean), std=tuple(s / 255 for s in std))
     c.generator = dict(  # DDPM's, 35.7 M parameters

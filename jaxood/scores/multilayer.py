@@ -51,8 +51,10 @@ def fit_mds_ensemble(bank, head, *, epsilon: float = 0.0, ridge: float = 1e-6) -
     )
     params = Layers(layers, *3 * [jnp.ones(len(layers))], epsilon)
 
+    distances = lambda *args: _distances(params, *args)  # one object, compiled once
+
     def distances_of(some):
-        return np.concatenate(list(some['map'](lambda *args: _distances(params, *args))))
+        return np.concatenate(list(some['map'](distances)))
 
     held_out = distances_of(bank.get('validation', bank))
     scaler = StandardScaler().fit(held_out)

@@ -15,7 +15,7 @@ ROWS = 10_000  # outliers that are looked at
 
 def examine(context: Context) -> list[dict]:
     """One row for each kind of outliers of the experiment, under the detector of the arm that
-    `config.report.judge` names, which has seen none of them.
+    `config.report.judge` names. It is independent only if that arm trains without outliers.
 
     Returns:
         Dicts with `outliers` (arms that share them), `count`, `entropy_id`, `entropy` (mean, nats),

@@ -99,13 +99,18 @@ class Bank:
         """`f(outputs, head)` over the images of one set, or some rows of it."""
         examples = self.examples(name)
         examples = examples if rows is None else examples.subset(rows)
-        look = lambda params, outputs, head: f(outputs, head)
-        return self.network.inside(look, {}, self.network.chunks(examples))
+        return self.network.inside(_of_nothing(f), {}, self.network.chunks(examples))
 
     def whole(self) -> Mapping[str, Any]:
         """The training set as a fit gets it, with the validation sets inside."""
         others = {name: _OnDemand(self, name) for name in self.digests if name != TRAIN}
         return _OnDemand(self, TRAIN, others)
+
+
+@functools.lru_cache(maxsize=16)
+def _of_nothing(f):
+    """f as a score without parameters; the same object for the same f, so that it compiles once."""
+    return lambda params, outputs, head: f(outputs, head)
 
 
 class _OnDemand(Mapping):

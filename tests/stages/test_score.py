@@ -190,7 +190,7 @@ def test_scores_that_are_fitted_on_nothing_compute_nothing(network, tmp_path):
     assert len(list((tmp_path / 'features').iterdir())) == 1  # the training set's alone
 
 
-def test_a_function_over_the_bank_sees_every_row_once_in_order(network, tmp_path):
+def test_a_function_over_the_bank_sees_every_row_once_in_order(network, tmp_path, compiled):
     """Padding is gone, `rows` picks, and what is seen is what the network computes."""
     bank = scorers.Bank(artefacts.Store(tmp_path), network, {'train': images(40)})
     f = lambda outputs, head: {'m': outputs['maps'][0].mean((1, 2)), 'z': outputs['logits']}
@@ -198,7 +198,9 @@ def test_a_function_over_the_bank_sees_every_row_once_in_order(network, tmp_path
     want = bank.outputs('train')['logits']
     np.testing.assert_allclose(np.concatenate([p['z'] for p in parts]), want, atol=1e-5)
     rows = np.array([3, 1, 33])
+    compiled.clear()
     some = list(bank.map('train', f, rows=rows))
+    assert compiled == []
     np.testing.assert_allclose(np.concatenate([p['z'] for p in some]), want[rows], atol=1e-5)
 
 
