@@ -44,10 +44,13 @@ KINDS = {
 
 
 def get_config(variant: str = 'digits'):
-    """The config of a variant: digits, cifar10 or cifar100, and perhaps a head: cifar10,arcface."""
-    name, _, head = variant.partition(',')
-    if head:
+    """The config of a variant, digits, cifar10 or cifar100; behind it perhaps a head, and `small`
+    for sizes that a CPU can train: cifar10,small or cifar10,arcface,small."""
+    name, *words = variant.split(',')
+    chosen = [word for word in words if word != 'small']
+    for head in chosen:
         lookup(HEADS, head, 'head')
+    chosen = chosen or list(HEADS)
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.seeds = (0, 1, 2)
@@ -64,24 +67,29 @@ def get_config(variant: str = 'digits'):
         test=0.25,
     )
     lookup(VARIANTS, name, 'variant')(c)
+    if 'small' in words:
+        shrink(c)
     c.filter = dict(name='none')
     c.head = dict(name='linear')
     c.scores = dict(msp={}, energy=dict(temperature=1.0), maxcos={}, normcos={})
-    chosen = [head] if head else HEADS
     c.arms = {
-        f'{h}_{kind}': dict(head=HEADS[h], **overrides)
-        for h in chosen
+        f'{head}_{kind}': dict(head=HEADS[head], **overrides)
+        for head in chosen
         for kind, overrides in KINDS.items()
     }
     c.report = dict(
         title=f'Metric-mixup, {name}',
-        arm=f'{head or "arcface"}_mixup',
+        arm=f'{"arcface" if "arcface" in chosen else chosen[0]}_mixup',
         score='maxcos',
-        judge=f'{head or "softmax"}_none',
+        grid=dict(rows=tuple(chosen), columns=tuple(KINDS)),
+        judge=f'{chosen[0]}_none',
+        extractor=config_dict.placeholder(str),  # Inception's weights make it FID
         draws=200,
         gallery=64,
         tsne=True,
     )
+    if 'softmax' in chosen:
+        c.report.grid.scores = dict(softmax='msp')
     return c
 
 
@@ -103,7 +111,9 @@ def digits(c):
     c.sampler = dict(name='dpmpp_2m', steps=12, guidance=0.0)
     c.outliers = outliers(2000)
     c.backbone = dict(name='wrn', depth=10, width=1, base=8, dropout=0.0)
-    c.detector = detector(steps=600, batch_size=64, crop=1, flip=False, noise=0.5)
+    c.detector = detector(
+        steps=600, batch_size=64, learning_rate=0.03, crop=1, flip=False, noise=0.5
+    )
 
 
 def cifar(c, name):
@@ -130,7 +140,21 @@ def cifar(c, name):
     c.outliers = outliers(50_000)
     c.backbone = dict(name='wrn', depth=40, width=2, base=16, dropout=0.3)
     steps = 100 * 390  # epochs of batches of 128
-    c.detector = detector(steps=steps, batch_size=128, crop=4, flip=True, noise=0.0)
+    c.detector = detector(
+        steps=steps, batch_size=128, learning_rate=0.1, crop=4, flip=True, noise=0.0
+    )
+
+
+def shrink(c):
+    """Networks and trainings of a size for a CPU, to see the whole of it run. Untuned."""
+    c.seeds = (0,)
+    c.generator.update(channels=32, multipliers=(1, 2, 2), num_blocks=1, attention_sizes=(8,))
+    c.generator.dropout = 0.0
+    c.diffusion.update(steps=1500, batch_size=32, log_every=50, checkpoint_every=500)
+    c.sampler = dict(name='dpmpp_2m', steps=12, guidance=0.0)
+    c.outliers.update(count=1000, max_candidates=1000)
+    c.backbone.update(depth=10, width=1, base=16, dropout=0.0)
+    c.detector.update(steps=300, batch_size=64, log_every=50)
 
 
 def cifar10(c):
@@ -177,7 +201,7 @@ def outliers(count):
     )
 
 
-def detector(*, steps, batch_size, crop, flip, noise):
+def detector(*, steps, batch_size, learning_rate, crop, flip, noise):
     return dict(
         name='oe',
         weight=0.5,
@@ -188,7 +212,7 @@ def detector(*, steps, batch_size, crop, flip, noise):
         crop=crop,
         flip=flip,
         noise=noise,
-        optimizer=dict(name='sgd', learning_rate=0.1, weight_decay=5e-4),
+        optimizer=dict(name='sgd', learning_rate=learning_rate, weight_decay=5e-4),
         log_every=200,
         checkpoint_every=2000,
     )

@@ -68,6 +68,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         'every_score',
         'openood',
         'judge',
+        'extractor',
+        'grid',
     ),
 }
 VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir', 'weights')  # these are no sections
@@ -80,7 +82,7 @@ OPTIONAL = frozenset(
         *('artefacts_dir', 'num_devices', 'outlier_ratio'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('mean', 'std', 'arm', 'every_score', 'openood', 'judge'),
+        *('mean', 'std', 'arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
     )
 )
 

@@ -19,9 +19,17 @@ def from_unit(x: jax.Array) -> jax.Array:
     return jnp.round(jnp.clip(levels, 0.0, 255.0)).astype(jnp.uint8)
 
 
-def standardise(images: jax.Array, mean, std) -> jax.Array:
-    """uint8[..., C] to float32 (x / 255 - mean) / std; `mean` and `std` have C entries, or one."""
+def standardise(images: jax.Array, mean, std, size: int | None = None) -> jax.Array:
+    """uint8[B, H, W, C] to float32 (x / 255 - mean) / std; `mean` and `std` have C entries, or one.
+
+    Args:
+        size: stretches the images to `size` x `size` pixels first: bilinear between pixel centres,
+            antialiased where it shrinks, not rounded. None leaves them as they are.
+    """
     x = images.astype(jnp.float32) / 255.0
+    if size is not None:
+        shape = (x.shape[0], size, size, x.shape[-1])
+        x = jax.image.resize(x, shape, 'bilinear', antialias=True)
     return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 

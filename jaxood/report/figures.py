@@ -83,14 +83,17 @@ def score_histograms(scored: Sequence[Scored], method: str, *, bins: int = 32) -
 
 
 @matplotlib.rc_context(STYLE)
-def roc_curves(scored: Sequence[Scored], method: str) -> Markup:
+def roc_curves(scored: Sequence[Scored], method: str, *, arms: Sequence[str] = ()) -> Markup:
     """ROC curves, OOD positive: one panel for each OOD set, one line for each arm.
 
     A line is the mean over seeds of the true positive rate at each false positive rate. Dotted
     lines mark where the two FPR95 are read off.
+
+    Args:
+        arms: all arms in the page's order, for their colours; by default those of `scored`.
     """
     chosen = [s for s in scored if s.method == method]
-    arms = colours([s.arm for s in scored])
+    arms = colours(arms or [s.arm for s in scored])
     grid = np.concatenate([[0], np.geomspace(1e-3, 1, 200)])
     panels = []
     for name in [k for k in (chosen[0].scores if chosen else ()) if k != TEST]:

@@ -21,6 +21,7 @@ class Outliers:
         num_candidates, num_kept: for the acceptance rate; None if nothing was filtered.
         reasons: why candidates were rejected -> how many.
         kept, rejected: `figures.gallery`.
+        shared: other arms that have the same.
     """
 
     about: str = ''
@@ -29,6 +30,7 @@ class Outliers:
     reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
     kept: Markup = Markup()
     rejected: Markup = Markup()
+    shared: Sequence[str] = ()
 
 
 @dataclasses.dataclass
@@ -58,11 +60,12 @@ class Content:
 
     Attributes:
         title, what: the heading, and one paragraph on what was run.
-        verdict: `tables.verdict`.
+        verdict: `tables.verdict` or `grid.verdict`, a paragraph a line.
         summary: `tables.summary`; `method`: the main score's label in it.
         main, comparisons: the main arm, and other arm -> `tables.compare(…, main, other, …)`.
         arms: arm -> what it is, in a few words.
-        outliers: arm -> `Outliers`.
+        grids: 'own' and each score's label -> `grid.grid`; empty where arms are no grid.
+        outliers: the first arm that has them -> `Outliers`.
         examined: `examination.examine`'s rows, under the detector of the arm `judge`.
         histograms, roc, tsne, curves: markup; `tsne_about`: which features are mapped.
         mistaken: heading -> `figures.mistaken`.
@@ -81,6 +84,7 @@ class Content:
     verdict: str = ''
     main: str = ''
     comparisons: Mapping[str, tables.Cells] = dataclasses.field(default_factory=dict)
+    grids: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     arms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outliers: Mapping[str, Outliers] = dataclasses.field(default_factory=dict)
     examined: Sequence[Mapping[str, Any]] = ()

@@ -147,7 +147,9 @@ def summary(
     for arm, method in dict.fromkeys((s.arm, s.method) for s in scored):
         runs = _runs(scored, arm, method)
         shown = SHOWN if main in (None, method) else ('auroc',)
-        values, resampled = _values(runs, groups), _resample(runs, groups, draws, seed, shown)
+        values, resampled = measured(
+            scored, groups, arm, method, draws=draws, seed=seed, shown=shown
+        )
         cells.setdefault(arm, {})[method] = {
             column: {m: _cell(v, resampled[column].get(m), level) for m, v in by_metric.items()}
             for column, by_metric in values.items()
@@ -188,15 +190,15 @@ def compare(
         UserError: the arms were not trained with the same seeds.
     """
     _check(scored, groups)
-    a, b = (_runs(scored, arm, method) for arm in (arm_a, arm_b))
-    seeds_a, seeds_b = ([s.seed for s in runs] for runs in (a, b))
+    seeds_a, seeds_b = ([s.seed for s in _runs(scored, arm, method)] for arm in (arm_a, arm_b))
     if seeds_a != seeds_b:
         raise UserError(
             f'arms {arm_a!r} (seeds {seeds_a}) and {arm_b!r} (seeds {seeds_b}) cannot be paired. '
             'Give all arms the same seeds.'
         )
-    value_a, value_b = _values(a, groups), _values(b, groups)
-    draw_a, draw_b = (_resample(runs, groups, draws, seed) for runs in (a, b))
+    (value_a, draw_a), (value_b, draw_b) = (
+        measured(scored, groups, arm, method, draws=draws, seed=seed) for arm in (arm_a, arm_b)
+    )
     out: Cells = {}
     for column in value_a:
         for m in value_a[column]:
@@ -209,6 +211,30 @@ def compare(
             )
             out.setdefault(column, {})[m] = {k: cell[k] for k in ('mean', 'low', 'high')}
     return out
+
+
+def measured(
+    scored: Sequence[Scored],
+    groups: Mapping[str, str],
+    arm: str,
+    method: str,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    shown: Sequence[str] = SHOWN,
+) -> tuple[Cells, Cells]:
+    """One arm under one score: (value of each seed, mean over seeds in each draw).
+
+    Draw n takes the same seeds and images whatever the arm and the score.
+
+    Args:
+        shown: the metrics of OOD sets that are resampled.
+
+    Returns:
+        column -> metric -> float64[S], and column -> metric -> float64[draws].
+    """
+    runs = _runs(scored, arm, method)
+    return _values(runs, groups), _resample(runs, groups, draws, seed, shown)
 
 
 def verdict(

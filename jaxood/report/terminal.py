@@ -72,6 +72,26 @@ def print_table(
     console.print(f'[dim]{_footnote(summary)}[/dim]', highlight=False)
 
 
+def print_grids(grids: Mapping[str, Any], *, console: Console | None = None) -> None:
+    """Mean AUROC with its interval, and ID accuracy, of each cell; nothing without a grid."""
+    if not grids:
+        return
+    console = console or Console(width=None if sys.stdout.isatty() else 200)
+    found = grids['own']
+    table = _table('AUROC ↑, mean over OOD sets (interval) / ID accuracy ↑, percent')
+    for name in ('', 'score', *found['columns']):
+        table.add_column(escape(name), justify='right' if name in found['columns'] else 'left')
+    for row in found['rows']:
+        cells = [found['cells'][row][column] for column in found['columns']]
+        texts = [
+            '{} ({}–{})'.format(*(percent(cell['auroc'][k]) for k in ('mean', 'low', 'high')))
+            + (f' / {percent(cell["id_acc"]["mean"])}' if 'id_acc' in cell else '')
+            for cell in cells
+        ]
+        table.add_row(escape(row), escape(found['scores'][row]), *texts)
+    console.print(table)
+
+
 def _print_methods(summary, arm, console):
     columns = shown_columns(summary['groups'])
     wide = max(1, (console.width - 50) // 17)

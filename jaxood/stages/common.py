@@ -90,6 +90,15 @@ class Context:
         """Rows of one inference call, a multiple of the number of devices."""
         return self.devices.batch_size(self.config.parallel.inference_batch)
 
+    def sharing(self, stage: str) -> list[tuple[Artefact, list[str]]]:
+        """For a stage ACROSS runs: the artefacts of another stage, each with the arms it serves."""
+        found: dict[str, tuple[Artefact, dict]] = {}
+        for run in self.runs:
+            artefact = self.inputs.get(f'{run.name}/{stage}')
+            if artefact is not None:
+                found.setdefault(artefact.fingerprint, (artefact, {}))[1][run.arm] = None
+        return [(artefact, list(arms)) for artefact, arms in found.values()]
+
 
 def check(config) -> None:
     """Raises ConfigError for settings of the data, their look and the devices that cannot work.

@@ -5,12 +5,44 @@ import json
 import numpy as np
 
 from jaxood import artefacts, console, frechet, metrics
+from jaxood import config as configs
 from jaxood.data.examples import Examples
+from jaxood.errors import ConfigError, unknown
+from jaxood.models import pretrained
 from jaxood.scores import logit
-from jaxood.stages import networks, score
+from jaxood.stages import load_weights, networks, score
 from jaxood.stages.common import Context
 
+EXTRACTOR = 'config.report.extractor'
 ROWS = 10_000  # outliers that are looked at
+
+
+def check(config) -> None:
+    """Raises ConfigError for a judge that is no arm, or an extractor that cannot be read."""
+    c = config.report
+    arms = list(configs.arms(config))
+    if c.get('judge') is not None and c.judge not in arms:
+        raise ConfigError(unknown(f'config.report.judge={c.judge!r}', c.judge, arms))
+    if c.get('extractor') is not None:
+        if c.get('judge') is None:
+            raise ConfigError(
+                'config.report.extractor measures outliers in the section of '
+                'config.report.judge, which names no arm. Name one that trains without outliers.'
+            )
+        load_weights.load(c.extractor, EXTRACTOR)
+
+
+def fits(config, data) -> None:
+    """Raises ConfigError for an extractor that does not take such images."""
+    if config.report.get('extractor') is None:
+        return
+    wanted = len(load_weights.load(config.report.extractor, EXTRACTOR).preprocessing.mean)
+    if data.shape[-1] != wanted:
+        raise ConfigError(
+            f'{EXTRACTOR}={config.report.extractor!r} takes images of {wanted} channels, these '
+            f'have {data.shape[-1]}. Set config.data.channels={wanted}, or leave it unset to take '
+            'the features of config.report.judge.'
+        )
 
 
 def examine(context: Context) -> list[dict]:
@@ -21,47 +53,71 @@ def examine(context: Context) -> list[dict]:
         Dicts with `outliers` (arms that share them), `count`, `entropy_id`, `entropy` (mean, nats),
         `auroc` (of outliers' entropy over ID test images', with interval), `recognised` (share
         whose top classes are those asked for: both of a mixture, the one of a pure class; with
-        interval; None where none was asked for), `chance`, `frechet`, `floor`, `caution`.
+        interval; None where none was asked for), `chance`, `extractor` (whose features the Fréchet
+        distance is of, and what it sees), `reference` (ID training images), `frechet`, `floor`,
+        `caution`.
     """
     config, data = context.config, context.data
     run = next(r for r in context.runs if r.arm == config.report.judge)
-    network = networks.load(
+    judge = networks.load(
         context.inputs[f'{run.name}/{score.detector(run.config)}'],
         *(run.config, context.devices, context.num_rows()),
     )
-    features = lambda examples, what: network.features(context.store, examples, what)
-    id_test = features(data.id.test, 'features of test, judge')
-    reference = features(data.id.train, 'features of train, judge')['features']
+    extractor, seen = (
+        judge,
+        f'the penultimate layer of {run.name}, images as the detector sees them',
+    )
+    if config.report.get('extractor') is not None:
+        found = load_weights.load(config.report.extractor, EXTRACTOR)
+        extractor = networks.pretrained(found, config, context.devices, context.num_rows())
+        seen = about(found)
+    ask = lambda network, examples, what: network.features(context.store, examples, what)
+    id_entropy = _entropy(ask(judge, data.id.test, 'features of test, judge'))
+    reference = ask(extractor, data.id.train, 'features of train, extractor')['features']
     whole = frechet.moments(reference, 'ID training images')
-    sharing: dict[str, tuple] = {}
-    for r in context.runs:
-        folder = context.inputs.get(f'{r.name}/synthesise')
-        if folder is not None:
-            sharing.setdefault(folder.fingerprint, (folder, {}))[1][r.arm] = None
     rows = []
-    for folder, arms in sharing.values():
-        images = artefacts.load(folder / 'outliers.npz')['images'][:ROWS]
-        outputs = features(Examples(images), f'features of outliers, {next(iter(arms))}')
+    for folder, arms in context.sharing('synthesise'):
+        images = Examples(artefacts.load(folder / 'outliers.npz')['images'][:ROWS])
         index = [json.loads(line) for line in (folder / 'index.jsonl').read_text().splitlines()]
         asked = [line for line in index if line['kept']][: len(images)]
-        a, b = (np.asarray(logit.entropy(o['logits'])) for o in (id_test, outputs))
+        what = f'features of outliers, {arms[0]}'
+        outputs, features = ask(judge, images, what), ask(extractor, images, what)['features']
+        entropy = _entropy(outputs)
+        draws = metrics.bootstrap(id_entropy, entropy, draws=config.report.draws)
+        low, high = metrics.interval(draws)
+        there = frechet.moments(features, 'outliers')
         count = min(len(images), len(reference) // 2)
-        low, high = metrics.interval(metrics.bootstrap(a, b, draws=config.report.draws))
-        there = frechet.moments(outputs['features'], 'outliers')
         rows.append(
             {
-                'outliers': list(arms),
+                'outliers': arms,
                 'count': len(images),
-                'entropy_id': float(a.mean()),
-                'entropy': float(b.mean()),
-                'auroc': {'mean': metrics.auroc(a, b), 'low': low, 'high': high},
+                'entropy_id': float(id_entropy.mean()),
+                'entropy': float(entropy.mean()),
+                'auroc': {'mean': metrics.auroc(id_entropy, entropy), 'low': low, 'high': high},
                 **recognised(outputs['logits'], asked),
+                'extractor': seen,
+                'reference': len(reference),
                 'frechet': frechet.distance(there, whole),
                 'floor': frechet.floor(reference, count=count),
                 'caution': frechet.caution(there, whole),
             }
         )
     return rows
+
+
+def about(found: pretrained.Pretrained) -> str:
+    """Which network the Fréchet distance is taken over, in words."""
+    fid = found.backbone.get('variant') == 'fid' and found.backbone.get('width') == 1
+    name = 'FID: ' if fid else ''
+    size = found.preprocessing.size
+    return (
+        f'{name}{pretrained.words(found.backbone)} by {found.source}, images stretched to '
+        f'{size} x {size} pixels, bilinear, antialiased where that shrinks them'
+    )
+
+
+def _entropy(outputs):
+    return np.asarray(logit.entropy(outputs['logits']))
 
 
 def recognised(logits: np.ndarray, asked: list[dict]) -> dict:
@@ -95,3 +151,8 @@ def show(rows: list[dict], judge: str) -> None:
             )
         text += f'Fréchet distance {row["frechet"]:.3g} (floor {row["floor"]:.3g})'
         console.say(text)
+    if rows:
+        console.say(
+            f'Fréchet distances to {rows[0]["reference"]} ID training images, over '
+            f'{rows[0]["extractor"]}'
+        )

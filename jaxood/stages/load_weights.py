@@ -83,15 +83,15 @@ def run(context: Context) -> dict:
     }
 
 
-def load(path: str) -> pretrained.Pretrained:
+def load(path: str, where: str = 'config.weights') -> pretrained.Pretrained:
     """A folder written by `jaxood.convert`, or an original checkpoint; read once a process."""
     path = os.fspath(artefacts.place(path))
     inside = os.path.join(path, 'model.json')
     file = inside if os.path.exists(inside) else path
-    return _load(path, os.path.getmtime(file) if os.path.exists(file) else None)
+    return _load(path, os.path.getmtime(file) if os.path.exists(file) else None, where)
 
 
 @functools.lru_cache(maxsize=8)
-def _load(path, modified):
-    with blame('config.weights'):
+def _load(path, modified, where):
+    with blame(where):
         return pretrained.load(path)

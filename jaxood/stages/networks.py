@@ -15,6 +15,7 @@ from jaxood.artefacts import Artefact, Store
 from jaxood.data import augment, loader
 from jaxood.data.examples import Examples
 from jaxood.models import backbones, frozen, heads
+from jaxood.models.pretrained import Pretrained
 from jaxood.parallel import Devices
 from jaxood.stages import common
 from jaxood.train import checkpoint
@@ -41,7 +42,8 @@ class Network:
 
     Attributes:
         variables: on the host, of one copy.
-        preprocessing: `mean` and `std`.
+        preprocessing: `mean`, `std`, and `size` if images are resized for it
+            (`augment.standardise`).
         key: fingerprint of all that its outputs depend on, besides the images.
         rows: images of one call, a multiple of the devices.
     """
@@ -167,6 +169,20 @@ def load(artefact: Artefact, config, devices: Devices, rows: int) -> Network:
         devices,
         rows,
     )
+
+
+def pretrained(found: Pretrained, config, devices: Devices, rows: int) -> Network:
+    """A converted checkpoint as it is, which sees images of any size at its own.
+
+    Args:
+        rows: images of one call at 32 x 32 pixels; as many fewer as they are larger.
+    """
+    look = found.preprocessing
+    preprocessing = {'mean': look.mean, 'std': look.std, 'size': look.size}
+    rows = devices.batch_size(max(1, rows * 32**2 // look.size**2))
+    key = configs.fingerprint('pretrained', found.digest, preprocessing, config.dtype)
+    model = found.build(dtype=common.dtype(config), axis_name=devices.axis_name)
+    return Network(model, found.variables, preprocessing, key, devices, rows)
 
 
 def find_features(store: Store, key: str, digest: str) -> Artefact:

@@ -10,14 +10,15 @@ import numpy as np
 from jaxood import artefacts, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
-from jaxood.report import figures, page, published, results, tables, terminal
+from jaxood.report import figures, grid, page, published, results, tables, terminal
 from jaxood.stages import common, examination, score, scorers, synthesise
 from jaxood.stages.common import Context
 
-VERSION = 4
+VERSION = 5
 SEES = 'all'
 ACROSS = True  # one task for all runs
 NEEDS = ('scores', 'report')
+GRID = ('rows', 'columns', 'scores')
 PUBLISHED = ('results.csv', 'results.json', 'report.html', 'openood/*.csv', 'openood/*/*/*.csv')
 
 
@@ -48,9 +49,34 @@ def check(config) -> None:
     if c.score not in labels:
         raise ConfigError(unknown(f'config.report.score={c.score!r}', c.score, labels))
     arms = list(configs.arms(config))
-    for key in ('arm', 'judge'):
-        if c.get(key) is not None and c[key] not in arms:
-            raise ConfigError(unknown(f'config.report.{key}={c[key]!r}', c[key], arms))
+    if c.get('arm') is not None and c.arm not in arms:
+        raise ConfigError(unknown(f'config.report.arm={c.arm!r}', c.arm, arms))
+    if c.get('grid') is not None:
+        check_grid(configs.plain(c.grid), arms, labels, c.get('arm') or arms[0])
+    examination.check(config)
+
+
+def check_grid(layout, arms, labels, chief: str) -> None:
+    """Raises ConfigError unless every cell is an arm, the report's own among them, and every row's
+    score is scored."""
+    where = 'config.report.grid'
+    for key in layout:
+        if key not in GRID:
+            raise ConfigError(unknown(f'{where}.{key}', key, GRID))
+    for key in ('rows', 'columns'):
+        if not isinstance(layout.get(key), tuple) or not layout[key]:
+            raise ConfigError(f'{where}.{key}={layout.get(key)!r}: give a tuple of names.')
+    cells = [grid.arm(row, column) for row in layout['rows'] for column in layout['columns']]
+    for name in cells:
+        if name not in arms:
+            raise ConfigError(unknown(f'{where}: the arm of a cell, {name!r},', name, arms))
+    if chief not in cells:
+        raise ConfigError(unknown(f'config.report.arm={chief!r}', chief, cells))
+    for row, label in (layout.get('scores') or {}).items():
+        if row not in layout['rows']:
+            raise ConfigError(unknown(f'{where}.scores.{row}', row, layout['rows']))
+        if label not in labels:
+            raise ConfigError(unknown(f'{where}.scores.{row}={label!r}', label, labels))
 
 
 def fits(config, data, devices) -> None:
@@ -59,6 +85,7 @@ def fits(config, data, devices) -> None:
             'there is no OOD set to report on. Name one in config.data.ood, or hold classes out '
             '(config.data.held_out).'
         )
+    examination.fits(config, data)
 
 
 def run(context: Context) -> dict:
@@ -70,38 +97,47 @@ def run(context: Context) -> dict:
     rows = tables.long_rows(scored, data.groups, facts)
     summary = tables.summary(scored, data.groups, main=c.score, draws=c.draws)
     arms = list(dict.fromkeys(r.arm for r in runs))
+    grids = make_grids(context, scored)
+    drawn, beside = neighbours(c, chief, arms)
     comparisons = {
         arm: tables.compare(scored, data.groups, chief, arm, c.score, draws=c.draws)
-        for arm in arms
+        for arm in beside
         if arm != chief
     }
-    verdict = tables.verdict(summary, c.score, chief, comparisons)
+    if grids:
+        verdict = '\n'.join(grid.verdict(next(iter(grids.values()))))
+    else:
+        verdict = tables.verdict(summary, c.score, chief, comparisons)
     examined = examination.examine(context) if c.get('judge') else []
     results.write_results(
-        context.artefact.folder, rows, summary | {'verdict': verdict, 'outliers': examined}
+        context.artefact.folder,
+        rows,
+        summary | {'verdict': verdict, 'outliers': examined, 'grids': grids},
     )
     if c.get('openood'):
         for name, text in results.openood(scored, data.groups, facts).items():
             artefacts.write(context.artefact / name, text)
     main = next(r for r in runs if r.arm == chief)
+    shown = [s for s in scored if s.arm in drawn]
     content = page.Content(
         title=c.title,
         what=what_was_run(context, arms),
         summary=summary,
         method=c.score,
         verdict=verdict,
+        grids=grids,
         main=chief,
         comparisons=comparisons,
         arms={r.arm: about_arm(facts[r.arm, r.seed]) for r in runs},
         outliers=galleries(context),
         examined=examined,
         judge=c.get('judge') or '',
-        histograms=figures.score_histograms(scored, c.score),
-        roc=figures.roc_curves(scored, c.score),
+        histograms=figures.score_histograms(shown, c.score),
+        roc=figures.roc_curves(shown, c.score, arms=arms),
         tsne=tsne(context, main),
         tsne_about=f't-SNE of the penultimate features of {main.name}.',
         mistaken=mistaken(context, scored, main),
-        curves=curves(context),
+        curves=curves(context, drawn),
         published=published.beside(
             summary,
             {r.arm: made_of(r, context.inputs) for r in _first_runs(context)},
@@ -123,6 +159,7 @@ def show(artefact, config) -> None:
     terminal.print_table(
         summary, config.report.score, every_score=bool(config.report.get('every_score'))
     )
+    terminal.print_grids(summary['grids'])
     print(summary['verdict'])
     examination.show(summary['outliers'], config.report.get('judge'))
 
@@ -242,18 +279,42 @@ def about_tuning(context: Context) -> str:
     )
 
 
+def make_grids(context: Context, scored) -> dict[str, dict]:
+    """`grid.grid` of the experiment, if it is one: under each row's own score first, then under
+    each score for all rows, so that what a row brings is not what its score brings."""
+    c = context.config.report
+    if c.get('grid') is None:
+        return {}
+    layout, groups = configs.plain(c.grid), context.data.groups
+    own = dict.fromkeys(layout['rows'], c.score) | (layout.get('scores') or {})
+    labels = [method.label for method in scorers.methods(context.config)]
+    methods = {'own': own} | dict(zip(labels, labels))
+    make = lambda m: grid.grid(scored, groups, layout['rows'], layout['columns'], m, draws=c.draws)
+    return {name: make(method) for name, method in methods.items()}
+
+
+def neighbours(c, chief: str, arms: list[str]) -> tuple[list[str], list[str]]:
+    """(arms that are drawn, arms that the chief one is compared with): those of its row, and those
+    of its row and column; all where arms are no grid."""
+    if c.get('grid') is None:
+        return arms, arms
+    cells = [(r, k) for r in c.grid.rows for k in c.grid.columns]
+    row, column = next(cell for cell in cells if grid.arm(*cell) == chief)
+    drawn = [grid.arm(r, k) for r, k in cells if r == row]
+    return drawn, [grid.arm(r, k) for r, k in cells if r == row or k == column]
+
+
 def galleries(context: Context) -> dict[str, page.Outliers]:
-    """Kept and rejected candidates of each arm that has outliers."""
+    """Kept and rejected candidates of each kind of outliers, by the first arm that has them."""
     found = {}
-    for run in _first_runs(context):
-        folder = context.inputs.get(f'{run.name}/synthesise')
-        if folder is None:
-            continue
+    for folder, arms in context.sharing('synthesise'):
+        run = next(r for r in context.runs if r.arm == arms[0])
         index = [json.loads(line) for line in (folder / 'index.jsonl').read_text().splitlines()]
         count = context.config.report.gallery
         filtered = run.config.filter.name != 'none'
         found[run.arm] = page.Outliers(
             about=describe_outliers(run.config),
+            shared=arms[1:],
             num_candidates=len(index) if filtered else None,
             num_kept=sum(row['kept'] for row in index) if filtered else None,
             reasons=Counter(_reason(row) for row in index if not row['kept']),
@@ -296,14 +357,17 @@ def mistaken(context: Context, scored, run) -> dict:
     return found
 
 
-def curves(context: Context):
-    """Loss by step of the generator and of each arm's first detector."""
+def curves(context: Context, drawn):
+    """Loss by step of each generator, and of the first detector of the arms that are drawn."""
     panels: dict[str, dict] = {}
+    for folder, arms in context.sharing('train_diffusion'):
+        lines = panels.setdefault('train_diffusion', {})
+        lines[arms[0]] = console.read_log(folder / 'log.jsonl')
     for run in _first_runs(context):
-        for stage in ('train_diffusion', 'train_detector'):
-            folder = context.inputs.get(f'{run.name}/{stage}')
-            if folder is not None:
-                panels.setdefault(stage, {})[run.arm] = console.read_log(folder / 'log.jsonl')
+        folder = context.inputs.get(f'{run.name}/train_detector')
+        if folder is not None and run.arm in drawn:
+            lines = panels.setdefault('train_detector', {})
+            lines[run.arm] = console.read_log(folder / 'log.jsonl')
     return figures.learning_curves(panels, arms=[run.arm for run in _first_runs(context)])
 
 
