@@ -194,9 +194,10 @@ def publish(task: Task, folder: epath.Path) -> None:
 
 def name_of(task: Task) -> str:
     """Who a task is for, as short as it can be said: '' for all, an arm, or arm/seed."""
-    arms = dict.fromkeys(run.arm for run in task.runs)
+    arms = list(dict.fromkeys(run.arm for run in task.runs))
     seeds = {run.seed for run in task.runs}
-    return f'{"+".join(arms)}/{next(iter(seeds))}' if len(seeds) == 1 else '+'.join(arms)
+    name = '+'.join(arms) if len(arms) <= 3 else f'{arms[0]}+{len(arms) - 1} more'
+    return f'{name}/{next(iter(seeds))}' if len(seeds) == 1 else name
 
 
 def table(tasks: Sequence[Task], wanted: Sequence[str], store: Store) -> str:

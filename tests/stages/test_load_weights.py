@@ -4,38 +4,15 @@ import csv
 import json
 import shutil
 
-import jax
-import numpy as np
 import pytest
 import tiny
 from etils import epath
-from flax.traverse_util import flatten_dict
 
 from jaxood import artefacts, main, metrics
 from jaxood.data import augment
 from jaxood.errors import ConfigError, UserError
-from jaxood.models import Classifier, pretrained
-from jaxood.models.backbones.wrn import WRN
-from jaxood.models.heads import Linear
 from jaxood.models.layouts import Preprocessing
 from jaxood.stages import common
-
-BACKBONE = {'name': 'wrn', 'depth': 10, 'width': 1, 'base': 4}
-LOOK = Preprocessing(8, None, 'bilinear', (0.3,), (0.4,))
-
-
-def weights(folder, num_classes=7, look=LOOK, seed=0):
-    """A converted folder with an untrained network of 8 x 8 grey images."""
-    model = Classifier(backbone=WRN(depth=10, width=1, base=4), head=Linear(num_classes))
-    shape = (1, look.size, look.size, 1)
-    variables = model.init(jax.random.key(seed), np.zeros(shape), train=False)
-    variables = jax.tree.map(np.asarray, variables)
-    digest = pretrained._digest(BACKBONE, flatten_dict(variables, sep='/'))
-    found = pretrained.Pretrained(
-        *(BACKBONE, {'name': 'linear'}, num_classes, look, variables, 'a test', digest)
-    )
-    pretrained.save(str(folder), found)
-    return str(folder), model, variables
 
 
 def benchmark(*paths, **changes):
@@ -55,11 +32,11 @@ def benchmark(*paths, **changes):
 
 
 def test_a_pretrained_network_is_scored_as_it_computes(tmp_path):
-    path, model, variables = weights(tmp_path / 'net')
+    path, model, variables = tiny.weights(tmp_path / 'net')
     config = benchmark(path)
     main.execute(config, str(tmp_path / 'run'))
     data = common.load_data(config)
-    x = augment.standardise(data.id.test.images, LOOK.mean, LOOK.std)
+    x = augment.standardise(data.id.test.images, tiny.LOOK.mean, tiny.LOOK.std)
     logits = model.apply(variables, x, train=False)['logits']
     with open(tmp_path / 'run' / 'results.csv') as f:
         rows = list(csv.DictReader(f))
@@ -71,7 +48,7 @@ def test_a_pretrained_network_is_scored_as_it_computes(tmp_path):
 
 
 def test_several_networks_are_arms_and_a_moved_one_is_the_same(tmp_path):
-    first, second = (weights(tmp_path / n, seed=i)[0] for i, n in enumerate(('a', 'b')))
+    first, second = (tiny.weights(tmp_path / n, seed=i)[0] for i, n in enumerate(('a', 'b')))
     store = str(tmp_path / 'store')
     main.execute(benchmark(first, second, artefacts_dir=store), str(tmp_path / 'one'))
     index = json.loads((tmp_path / 'one' / 'runs.json').read_text())
@@ -85,7 +62,7 @@ def test_several_networks_are_arms_and_a_moved_one_is_the_same(tmp_path):
 
 
 def test_the_config_overrides_the_normalisation(tmp_path):
-    path, _, _ = weights(tmp_path / 'net')
+    path, _, _ = tiny.weights(tmp_path / 'net')
     config = benchmark(path)
     config.preprocessing = dict(mean=(0.1,), std=None)
     main.execute(config, str(tmp_path / 'run'))
@@ -98,9 +75,9 @@ def test_the_config_overrides_the_normalisation(tmp_path):
 def test_weights_that_do_not_suit_the_images_are_refused(tmp_path):
     other = Preprocessing(32, 36, 'bicubic', (0.3,), (0.4,))
     cases = [
-        (weights(tmp_path / 'few', num_classes=3)[0], ConfigError, 'classifies 3 classes'),
+        (tiny.weights(tmp_path / 'few', num_classes=3)[0], ConfigError, 'classifies 3 classes'),
         (
-            weights(tmp_path / 'big', look=other)[0],
+            tiny.weights(tmp_path / 'big', look=other)[0],
             ConfigError,
             '--config.data.size=32 .*resize=36',
         ),
@@ -113,7 +90,7 @@ def test_weights_that_do_not_suit_the_images_are_refused(tmp_path):
 
 
 def test_two_files_of_one_name_make_no_arms(tmp_path):
-    path, _, _ = weights(tmp_path / 'net')
+    path, _, _ = tiny.weights(tmp_path / 'net')
     with pytest.raises(ConfigError, match='share a name'):
         main.execute(benchmark(path, str(tmp_path / 'other' / 'net')), str(tmp_path / 'run'))
     with pytest.raises(ConfigError, match='config.weights is missing'):
