@@ -121,7 +121,7 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
                 what = f'“{column}” against “{columns[0]}”, {name} of the {len(rows)} rows'
                 said.append(judged(what, by[ALL][metric], [by[r][metric] for r in rows], metric))
     for column, cell in found['by_row'].get(ALL, {}).items():
-        what = f'the other rows against “{rows[0]}”, mean AUROC with “{column}”'
+        what = f'The other rows against “{rows[0]}”, mean AUROC with “{column}”'
         cells = [found['by_row'][row][column]['auroc'] for row in rows[1:]]
         said.append(judged(what, cell['auroc'], cells, 'auroc'))
     return said

@@ -59,25 +59,34 @@ def print_table(
             table.add_section()
         console.print(table)
     if len(methods(summary)) > 1 and (len(arms) > 1 or not every_score):
-        every = _table('All scores: AUROC ↑, mean over OOD sets, percent')
-        every.add_column('score')
-        for name in arms.values():
-            every.add_column(name, justify='right')
-        for m in methods(summary):
-            every.add_row(escape(m), *(_text(summary, arm, m, MEAN, 'auroc') for arm in arms))
-        console.print(every)
+        console.print(_every_score(summary, arms))
     if every_score:
         for arm in arms:
             _print_methods(summary, arm, console)
     console.print(f'[dim]{_footnote(summary)}[/dim]', highlight=False)
 
 
-def print_grids(grids: Mapping[str, Any], *, console: Console | None = None) -> None:
-    """Mean AUROC with its interval, and ID accuracy, of each cell; nothing without a grid."""
-    if not grids:
-        return
+def _every_score(summary, arms):
+    """Mean AUROC of each arm under each score, the longer list downwards."""
+    table = _table('All scores: AUROC ↑, mean over OOD sets, percent')
+    cells = {
+        (arm, m): _text(summary, arm, m, MEAN, 'auroc') for arm in arms for m in methods(summary)
+    }
+    scores = {m: escape(m) for m in methods(summary)}
+    down, across = ('arm', 'score') if len(arms) > len(scores) else ('score', 'arm')
+    lists = {'arm': arms, 'score': scores}
+    table.add_column(down)
+    for name in lists[across].values():
+        table.add_column(name, justify='right')
+    for key, name in lists[down].items():
+        at = lambda other, key=key: (key, other) if down == 'arm' else (other, key)
+        table.add_row(name, *(cells[at(other)] for other in lists[across]))
+    return table
+
+
+def print_grid(found: Mapping[str, Any], *, console: Console | None = None) -> None:
+    """Mean AUROC with its interval, and ID accuracy, of each cell of a `grid.grid`."""
     console = console or Console(width=None if sys.stdout.isatty() else 200)
-    found = grids['own']
     table = _table('AUROC ↑, mean over OOD sets (interval) / ID accuracy ↑, percent')
     for name in ('', 'score', *found['columns']):
         table.add_column(escape(name), justify='right' if name in found['columns'] else 'left')

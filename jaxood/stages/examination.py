@@ -138,7 +138,8 @@ def recognised(logits: np.ndarray, asked: list[dict]) -> dict:
 def show(rows: list[dict], judge: str) -> None:
     """One line for each kind of outliers, on the terminal."""
     for row in rows:
-        text = f'outliers of {", ".join(row["outliers"])}, as {judge} sees them: '
+        first, more = row['outliers'][0], len(row['outliers']) - 1
+        text = f'outliers of {first}{f" and {more} more" if more else ""}, as {judge} sees them: '
         a = row['auroc']
         text += (
             f'entropy {row["entropy"]:.3f} (ID test {row["entropy_id"]:.3f}; higher than an ID '

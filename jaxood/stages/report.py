@@ -156,10 +156,12 @@ def run(context: Context) -> dict:
 def show(artefact, config) -> None:
     """Prints the tables and the verdict, on standard output."""
     summary = json.loads((artefact / 'results.json').read_text())['summary']
-    terminal.print_table(
-        summary, config.report.score, every_score=bool(config.report.get('every_score'))
-    )
-    terminal.print_grids(summary['grids'])
+    if summary['grids']:
+        terminal.print_grid(summary['grids']['own'])
+    else:
+        terminal.print_table(
+            summary, config.report.score, every_score=bool(config.report.get('every_score'))
+        )
     print(summary['verdict'])
     examination.show(summary['outliers'], config.report.get('judge'))
 

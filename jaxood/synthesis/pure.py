@@ -10,8 +10,9 @@ from jaxood.rng import key_each, key_for
 def build(shape, num_classes, generate):
     """Candidate i shows class i mod C, from pure noise: label mixup with all weight on one class.
 
-    Trained on as outliers these must cost ID accuracy (our choice of control): if they do not, the
-    detector tells generated images by something else than what they show.
+    Our choice of control: what a detector gains from these as outliers, it gains from something
+    else than what they show. Confidence on ID images must suffer, accuracy need not: where a
+    detector cannot tell generated from real, p_y = (1 + weight/C) / (1 + weight) is its optimum.
 
     Returns:
         rows; beside `image` it gives `first`, the class.

@@ -52,7 +52,7 @@ def test_the_verdict_says_which_way_it_falls(runs, groups):
     assert said[0].startswith('“mix” against “none”, mean AUROC of the 3 rows: +')
     assert said[0].endswith('better in 2, no clear difference in 1.')
     assert 'ID accuracy of the 3 rows: 0.00 points' in said[1]
-    assert said[2].startswith('the other rows against “a”, mean AUROC with “none”: +')
+    assert said[2].startswith('The other rows against “a”, mean AUROC with “none”: +')
     assert said[3].endswith('better in 1, worse in 1.')
 
 
