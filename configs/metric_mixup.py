@@ -189,13 +189,13 @@ def cifar(c, name):
 def shrink(c):
     """Networks and trainings of a size for a CPU, to see the whole of it run. Untuned."""
     c.seeds = (0,)
-    c.generator.update(channels=32, multipliers=(1, 2, 2), num_blocks=1, attention_sizes=(8,))
+    c.generator.update(channels=16, multipliers=(1, 2, 2), num_blocks=1, attention_sizes=(8,))
     c.generator.dropout = 0.0
-    c.diffusion.update(steps=1500, batch_size=32, log_every=50, checkpoint_every=500)
+    c.diffusion.update(steps=500, batch_size=32, log_every=50, checkpoint_every=250)
     c.sampler = dict(name='dpmpp_2m', steps=12, guidance=0.0)
     c.outliers.update(count=1000, max_candidates=1000)
-    c.backbone.update(depth=10, width=1, base=16, dropout=0.0)
-    c.detector.update(steps=300, batch_size=64, log_every=50)
+    c.backbone.update(depth=10, width=1, base=8, dropout=0.0)
+    c.detector.update(steps=200, batch_size=64, log_every=50)
 
 
 def cifar10(c):

@@ -73,7 +73,7 @@ def test_every_variant_reads():
         c = main.load_config(f'{CONFIG}:{variant}')
         assert c.report.arm in c.arms
     assert len(main.load_config(f'{CONFIG}:digits').arms) == 7 * 4
-    assert main.load_config(f'{CONFIG}:cifar10,small').generator.channels == 32
+    assert main.load_config(f'{CONFIG}:cifar10,small').generator.channels == 16
     with pytest.raises(UserError, match=r"head 'arcfce'.*arcface"):
         main.load_config(f'{CONFIG}:digits,arcfce')
 
