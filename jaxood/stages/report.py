@@ -34,6 +34,10 @@ def inputs(config) -> tuple[str, ...]:
     return ('score', *score.inputs(config), *made)
 
 
+def needs_labels(config) -> bool:
+    return False
+
+
 def settings(config) -> dict:
     return common.settings(config, 'report')
 
@@ -249,12 +253,15 @@ def what_was_run(context: Context, arms) -> str:
     data, config = context.data, context.config
     seeds = len({run.seed for run in context.runs})
     trained = score.detector(config) == 'train_detector'
-    names = ', '.join(data.id.train.class_names[:20]) + (', ...' if data.num_classes > 20 else '')
+    classes = 'without labels'
+    if data.class_names:
+        names = ', '.join(data.class_names[:20]) + (', ...' if data.num_classes > 20 else '')
+        classes = f'{data.num_classes} classes ({names})'
     each = f', each with {seeds} training seed{"s" if seeds > 1 else ""}' if trained else ''
     what = 'Trained' if trained else 'Pretrained; scores fitted'
     text = (
         f'{what} on {len(data.id.train)} images of {dataset_name(config.data.id)}, '
-        f'{data.num_classes} classes ({names}), {data.shape[0]} x {data.shape[1]} pixels; '
+        f'{classes}, {data.shape[0]} x {data.shape[1]} pixels; '
         f'{len(arms)} arm{"s" if len(arms) > 1 else ""}'
         f'{each}. Tested on {len(data.id.test)} ID images and '
         + ', '.join(f'{len(v)} of {k} ({data.groups[k]}-OOD)' for k, v in data.ood.items())
