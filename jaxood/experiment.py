@@ -103,8 +103,11 @@ def check_tasks(tasks: Sequence[Task], wanted: Sequence[str], devices) -> None:
     for task in tasks:
         if task.stage not in wanted or task.artefact.done is not None:
             continue
-        config = task.runs[0].config
-        STAGES[task.stage].fits(config, common.load_data(config), devices)
+        config, stage = task.runs[0].config, STAGES[task.stage]
+        data = common.load_data(config)
+        if stage.needs_labels(config):
+            common.check_labels(data, task.stage)
+        stage.fits(config, data, devices)
         for artefact in task.inputs.values():
             if artefact.done is None and artefact.stage not in wanted:
                 raise UserError(

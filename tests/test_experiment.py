@@ -190,7 +190,7 @@ def no_classes(pictures):
         (few_images, r'batch_size=16 is more than the \d+ ID training images there are'),
         (no_images, r'images holds no images\. It should hold'),
         (one_class, r'a classifier needs two ID classes, and here it has 1'),
-        (no_classes, r'config\.data\.id: the images have no labels.*pseudo_label, is yet to come'),
+        (no_classes, r'config\.data\.id: the images have no labels, which train_diffusion learns'),
     ],
 )
 def test_images_that_will_not_do(pictures, tmp_path, nothing_runs, spoil, message):

@@ -285,7 +285,7 @@ def mistaken(
     order = np.argsort(-scores if highest else scores, kind='stable')[:count]
 
     def named(k):
-        return class_names[k] if class_names is not None else f'class {k}'
+        return class_names[k] if class_names else f'class {k}'
 
     digits = int(np.clip(1 - np.floor(np.log10(scores.std() or 1.0)), 0, 9))
     captions = []

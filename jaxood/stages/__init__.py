@@ -9,6 +9,9 @@ A stage is a module with
     PUBLISHED          files copied from the artefact into the workdir
     applies(config)    whether a run has this stage
     inputs(config)     names of the stages it builds on
+    needs_labels(config)
+                       whether it learns from the classes of the ID images; a run without such a
+                       stage takes images without labels
     settings(config)   what its result depends on, for the fingerprint; no layout, no logging
     check(config)      raises ConfigError for what cannot work, before data are read
     fits(config, data, devices)

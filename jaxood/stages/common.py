@@ -35,6 +35,7 @@ class Data:
     """The run's images in their roles.
 
     Attributes:
+        id: labels are None and there are no class names where the set has none.
         ood: the OOD test sets; `groups` says near or far.
         validation_ood: OOD images to choose settings on, from classes held out or a set of their
             own; None without.
@@ -46,8 +47,13 @@ class Data:
     validation_ood: Examples | None = None
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the ID classes; empty without labels."""
+        return self.id.train.class_names
+
+    @property
     def num_classes(self) -> int:
-        return len(self.id.train.class_names)
+        return len(self.class_names)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -169,12 +175,6 @@ def _load_data(section, seed):
             held_out_validation=c.get('held_out_validation') or (),
             seed=seed_for(seed, 'splits'),
         )
-    if roles.train.labels is None:
-        raise ConfigError(
-            'config.data.id: the images have no labels, which everything here is trained on. Sort '
-            "them into a folder for each class, or add 'labels' to the NPZ file. (Learning labels "
-            'from the images alone, pseudo_label, is yet to come.)'
-        )
     if len(roles.validation) == 0:
         raise ConfigError(
             'config.data.validation=0 leaves no ID images to set thresholds on. 0.1 is usual.'
@@ -245,6 +245,15 @@ def settings(config, *sections: str) -> dict:
         return {k: strip(v) for k, v in value.items() if k not in LAYOUT and v is not None}
 
     return {name: strip(configs.plain(config[name])) for name in sections}
+
+
+def check_labels(data: Data, stage: str) -> None:
+    """Raises ConfigError for a stage that learns from labels, if the ID set has none."""
+    if not data.class_names:
+        raise ConfigError(
+            f'config.data.id: the images have no labels, which {stage} learns from. Sort them into '
+            "a folder for each class, or add 'labels' to the NPZ file."
+        )
 
 
 def check_batch(batch_size: int, count: int, devices: Devices, where: str) -> None:

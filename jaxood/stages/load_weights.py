@@ -26,6 +26,10 @@ def inputs(config) -> tuple[str, ...]:
     return ()
 
 
+def needs_labels(config) -> bool:
+    return False  # they bring their classes
+
+
 def settings(config) -> dict:
     """The weights by their contents, so that a file may move; and the look of the images."""
     return {'digest': load(config.weights).digest, 'preprocessing': preprocessing(config)}
@@ -38,7 +42,7 @@ def check(config) -> None:
 def fits(config, data, devices) -> None:
     """Raises ConfigError unless the images and classes are such as the network knows."""
     found = load(config.weights)
-    if found.num_classes != data.num_classes:
+    if data.class_names and found.num_classes != data.num_classes:
         raise ConfigError(
             f'config.weights={config.weights!r} classifies {found.num_classes} classes, the ID set '
             f'has {data.num_classes}. Take weights that were trained on this ID set, or the set '

@@ -11,10 +11,11 @@ from jaxood import artefacts, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, grid, page, published, results, tables, terminal
-from jaxood.stages import common, examination, score, scorers, synthesise
+from jaxood.stages import common, score, scorers, synthesise
 from jaxood.stages.common import Context
+from jaxood.stages.sections import SECTIONS
 
-VERSION = 5
+VERSION = 6
 SEES = 'all'
 ACROSS = True  # one task for all runs
 NEEDS = ('scores', 'report')
@@ -31,6 +32,10 @@ def inputs(config) -> tuple[str, ...]:
     if 'synthesise' in config.stages and synthesise.applies(config):
         made = synthesise.inputs(config)
     return ('score', *score.inputs(config), *made)
+
+
+def needs_labels(config) -> bool:
+    return False
 
 
 def settings(config) -> dict:
@@ -53,7 +58,8 @@ def check(config) -> None:
         raise ConfigError(unknown(f'config.report.arm={c.arm!r}', c.arm, arms))
     if c.get('grid') is not None:
         check_grid(configs.plain(c.grid), arms, labels, c.get('arm') or arms[0])
-    examination.check(config)
+    for section in SECTIONS.values():
+        section.check(config)
 
 
 def check_grid(layout, arms, labels, chief: str) -> None:
@@ -85,7 +91,9 @@ def fits(config, data, devices) -> None:
             'there is no OOD set to report on. Name one in config.data.ood, or hold classes out '
             '(config.data.held_out).'
         )
-    examination.fits(config, data)
+    for section in SECTIONS.values():
+        if section.applies(config):
+            section.fits(config, data)
 
 
 def run(context: Context) -> dict:
@@ -108,11 +116,13 @@ def run(context: Context) -> dict:
         verdict = '\n'.join(grid.verdict(next(iter(grids.values()))))
     else:
         verdict = tables.verdict(summary, c.score, chief, comparisons)
-    examined = examination.examine(context) if c.get('judge') else []
+    told = {k: v.tell(context) for k, v in SECTIONS.items() if v.applies(context.config)}
     results.write_results(
         context.artefact.folder,
         rows,
-        summary | {'verdict': verdict, 'outliers': examined, 'grids': grids},
+        summary
+        | {'verdict': verdict, 'grids': grids}
+        | {'sections': {name: found for name, (found, _) in told.items()}},
     )
     if c.get('openood'):
         for name, text in results.openood(scored, data.groups, facts).items():
@@ -130,8 +140,7 @@ def run(context: Context) -> dict:
         comparisons=comparisons,
         arms={r.arm: about_arm(facts[r.arm, r.seed]) for r in runs},
         outliers=galleries(context),
-        examined=examined,
-        judge=c.get('judge') or '',
+        sections=[part for _, part in told.values()],
         histograms=figures.score_histograms(shown, c.score),
         roc=figures.roc_curves(shown, c.score, arms=arms),
         tsne=tsne(context, main),
@@ -163,7 +172,8 @@ def show(artefact, config) -> None:
             summary, config.report.score, every_score=bool(config.report.get('every_score'))
         )
     print(summary['verdict'])
-    examination.show(summary['outliers'], config.report.get('judge'))
+    for name, found in summary['sections'].items():
+        SECTIONS[name].show(found, config)
 
 
 def load_scored(run, inputs, names) -> list[tables.Scored]:
@@ -243,12 +253,15 @@ def what_was_run(context: Context, arms) -> str:
     data, config = context.data, context.config
     seeds = len({run.seed for run in context.runs})
     trained = score.detector(config) == 'train_detector'
-    names = ', '.join(data.id.train.class_names[:20]) + (', ...' if data.num_classes > 20 else '')
+    classes = 'without labels'
+    if data.class_names:
+        names = ', '.join(data.class_names[:20]) + (', ...' if data.num_classes > 20 else '')
+        classes = f'{data.num_classes} classes ({names})'
     each = f', each with {seeds} training seed{"s" if seeds > 1 else ""}' if trained else ''
     what = 'Trained' if trained else 'Pretrained; scores fitted'
     text = (
         f'{what} on {len(data.id.train)} images of {dataset_name(config.data.id)}, '
-        f'{data.num_classes} classes ({names}), {data.shape[0]} x {data.shape[1]} pixels; '
+        f'{classes}, {data.shape[0]} x {data.shape[1]} pixels; '
         f'{len(arms)} arm{"s" if len(arms) > 1 else ""}'
         f'{each}. Tested on {len(data.id.test)} ID images and '
         + ', '.join(f'{len(v)} of {k} ({data.groups[k]}-OOD)' for k, v in data.ood.items())

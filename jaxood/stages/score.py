@@ -40,6 +40,10 @@ def detector(config) -> str:
     return 'train_detector' if 'train_detector' in config.stages else 'load_weights'
 
 
+def needs_labels(config) -> bool:
+    return False
+
+
 def settings(config) -> dict:
     return common.settings(config, 'seeds', 'scores')
 
@@ -86,17 +90,19 @@ def run(context: Context) -> dict:
         tuning = data.tuning
         network.features(context.store, tuning, f'features of {TUNING}, {context.what}')
     labels = data.id.test.labels
-    if doubt := warning(known[TEST]['logits'], labels, network.preprocessing):
+    if labels is not None and (
+        doubt := warning(known[TEST]['logits'], labels, network.preprocessing)
+    ):
         console.say(doubt)
     for method in scorers.methods(config):
         scorer = scorers.Scorer(bank, method, tuning)
         for name, examples in sets.items():
-            of_id = name in (TEST, VALIDATION)
+            labelled = name in (TEST, VALIDATION) and examples.labels is not None
             artefacts.save(
                 context.artefact / f'{method.label}/{name}.npz',
                 score=scorer(examples),
                 pred=known[name]['logits'].argmax(-1).astype(np.int32),
-                label=examples.labels if of_id else np.full(len(examples), -1, np.int32),
+                label=examples.labels if labelled else np.full(len(examples), -1, np.int32),
             )
         sidecar = json.dumps(scorer.facts, indent=2) + '\n'
         artefacts.write(context.artefact / f'{method.label}.json', sidecar)
@@ -108,11 +114,21 @@ def run(context: Context) -> dict:
     passed = networks.find_features(context.store, network.key, data.id.test.digest).done
     return {
         'images_per_s': passed.get('images_per_s'),  # of the network's forward pass
-        'id_accuracy': round(metrics.accuracy(known[TEST]['logits'].argmax(-1), labels), 5),
-        'class_names': data.id.train.class_names,
+        'id_accuracy': _accuracy(known[TEST]['logits'], labels),
+        'class_names': data.class_names or _numbers(known[TEST]['logits']),
         'shape': data.shape,
         'bank': bank.digests,
     }
+
+
+def _numbers(logits):
+    return tuple(map(str, range(logits.shape[-1])))
+
+
+def _accuracy(logits, labels):
+    if labels is None:
+        return None
+    return round(metrics.accuracy(logits.argmax(-1), labels), 5)
 
 
 def warning(logits: np.ndarray, labels: np.ndarray, preprocessing: Mapping) -> str | None:

@@ -44,6 +44,10 @@ def inputs(config) -> tuple[str, ...]:
     return (*needs, 'train_judges') if train_judges.applies(config) else needs
 
 
+def needs_labels(config) -> bool:
+    return bool({'labels', 'num_classes'} & {*STRATEGIES[config.outliers.name].needs})
+
+
 def settings(config) -> dict:
     outliers = configs.plain(config.outliers)
     for key in LAYOUT:

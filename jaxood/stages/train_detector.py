@@ -28,6 +28,10 @@ def uses_outliers(config) -> bool:
     return config.outliers.name != 'none'
 
 
+def needs_labels(config) -> bool:
+    return True
+
+
 def settings(config) -> dict:
     return common.settings(
         config, 'seeds', 'dtype', 'preprocessing', 'backbone', 'head', 'detector'

@@ -34,6 +34,10 @@ def inputs(config) -> tuple[str, ...]:
     return ()
 
 
+def needs_labels(config) -> bool:
+    return True  # the condition is a class
+
+
 def settings(config) -> dict:
     return common.settings(config, 'seed', 'dtype', 'generator', 'diffusion')
 

@@ -26,6 +26,10 @@ def inputs(config) -> tuple[str, ...]:
     return ()
 
 
+def needs_labels(config) -> bool:
+    return True
+
+
 def settings(config) -> dict:
     used = common.settings(config, 'seed', 'dtype', 'preprocessing', 'head', 'filter')
     del used['filter']['quantile']  # which candidates pass is the next stage's business

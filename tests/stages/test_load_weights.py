@@ -4,9 +4,11 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 from etils import epath
+from PIL import Image
 
 from jaxood import artefacts, main, metrics
 from jaxood.data import augment
@@ -95,3 +97,36 @@ def test_two_files_of_one_name_make_no_arms(tmp_path):
         main.execute(benchmark(path, str(tmp_path / 'other' / 'net')), str(tmp_path / 'run'))
     with pytest.raises(ConfigError, match='config.weights is missing'):
         main.execute(benchmark(), str(tmp_path / 'run'))
+
+
+def test_images_without_labels_are_scored_and_reported(tmp_path):
+    """No stage here learns from classes, so a flat folder of images will do; nothing is said of
+    accuracy, and what a network sees are class numbers."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    (tmp_path / 'flat').mkdir()
+    for i, pixels in enumerate(images):
+        Image.fromarray(pixels).save(tmp_path / f'flat/{i:02d}.png')
+    path, _, _ = tiny.weights(tmp_path / 'net')
+    config = benchmark(path, data__held_out=(), data__held_out_validation=())
+    with config.unlocked():
+        config.data.id = dict(name='folder', path=str(tmp_path / 'flat'))
+        config.scores = dict(msp={}, knn=dict(k=3))
+    main.execute(config, str(tmp_path / 'run'))
+    with open(tmp_path / 'run' / 'results.csv') as f:
+        rows = list(csv.DictReader(f))
+    assert {row['id_acc'] for row in rows} == {''}
+    assert all(0.0 <= float(row['auroc']) <= 1.0 for row in rows)
+    assert 'without labels' in (tmp_path / 'run' / 'report.html').read_text()
+    places = json.loads((tmp_path / 'run' / 'runs.json').read_text())['net']['0']
+    facts = json.loads((tmp_path / 'run' / places['score'] / 'done.json').read_text())
+    assert facts['id_accuracy'] is None
+    assert facts['class_names'] == ['0', '1', '2', '3', '4', '5', '6']
+
+
+def test_held_out_classes_need_labels(tmp_path):
+    np.savez(tmp_path / 'a.npz', images=np.zeros((60, 8, 8), np.uint8))
+    config = benchmark(tiny.weights(tmp_path / 'net')[0])
+    with config.unlocked():
+        config.data.id = dict(name='npz', path=str(tmp_path / 'a.npz'))
+    with pytest.raises(UserError, match=r'held_out=\(8, 9\) names classes, but .* no labels'):
+        main.execute(config, str(tmp_path / 'run'))
