@@ -47,6 +47,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     'sampler': ('steps', 'guidance'),
     'outliers': ('count', 'max_candidates', 'shard_size'),
+    'pipeline': (
+        *('names', 'template', 'positions', 'plain', 'clip', 'autoencoder', 'unet'),
+        *('guidance', 'sampling_steps', 'samples'),
+    ),
     'filter': ('quantile', 'count', 'backbone', 'training'),
     'weights': (),
     'preprocessing': ('mean', 'std'),
@@ -74,7 +78,14 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir', 'weights')  # these are no sections
 LABELLED = ('scores', 'arms')  # the keys of these are labels
-UNNAMED = ('parallel', 'data', 'diffusion', 'preprocessing', 'report')  # these name no entry
+UNNAMED = (
+    'parallel',
+    'data',
+    'diffusion',
+    'pipeline',
+    'preprocessing',
+    'report',
+)  # these name no entry
 # Belong to the experiment: its runs are compared, so no arm may have its own.
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
 OPTIONAL = frozenset(
@@ -82,7 +93,7 @@ OPTIONAL = frozenset(
         *('artefacts_dir', 'num_devices', 'outlier_ratio'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('mean', 'std', 'arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
+        *('names', 'mean', 'std', 'arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
     )
 )
 

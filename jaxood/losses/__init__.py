@@ -2,4 +2,5 @@
 
 `detection`: cross-entropy, outlier exposure, KL to and from the uniform distribution.
 `margin`: cosines, angular margins, AdaCos's scale: what heads make logits of.
+`contrastive`: images and their captions.
 """

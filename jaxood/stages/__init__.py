@@ -27,9 +27,11 @@ from jaxood.stages import (
     train_detector,
     train_diffusion,
     train_judges,
+    train_pipeline,
 )
 
 STAGES = {
+    'train_pipeline': train_pipeline,
     'train_diffusion': train_diffusion,
     'train_judges': train_judges,
     'synthesise': synthesise,
