@@ -289,6 +289,7 @@ def test_what_runs_share_is_made_once(tmp_path):
     tasks = tasks_of(epath.Path(tmp_path), seeds=(0, 1))
     counts = {stage: len([t for t in tasks if t.stage == stage]) for stage in STAGES}
     assert counts == {
+        'train_pipeline': 0,
         'train_diffusion': 1,
         'train_judges': 1,
         'synthesise': 2,  # noise, diffusion
