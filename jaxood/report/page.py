@@ -54,6 +54,36 @@ class Published:
 
 
 @dataclasses.dataclass
+class Table:
+    """A table of a section. A cell is text, or (text, small print under it).
+
+    Attributes:
+        header: the columns' heads; the first stands over the rows' names.
+        rows: a name and its cells each.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | tuple[str, str]]]
+    title: str = ''
+
+
+@dataclasses.dataclass
+class Section:
+    """A part of the page that is about one method.
+
+    Attributes:
+        id: its anchor.
+        parts: in their order: text for a paragraph, markup of a figure, a `Table`.
+        note: small print at its end.
+    """
+
+    id: str
+    title: str
+    parts: Sequence[str | Markup | Table]
+    note: str = ''
+
+
+@dataclasses.dataclass
 class Content:
     """What the page shows. Text is escaped; figures are markup from `figures`. What is empty is
     left out, heading and all.
@@ -66,7 +96,7 @@ class Content:
         arms: arm -> what it is, in a few words.
         grids: 'own' and each score's label -> `grid.grid`; empty where arms are no grid.
         outliers: the first arm that has them -> `Outliers`.
-        examined: `examination.examine`'s rows, under the detector of the arm `judge`.
+        sections: what methods tell of themselves, behind the outliers.
         histograms, roc, tsne, curves: markup; `tsne_about`: which features are mapped.
         mistaken: heading -> `figures.mistaken`.
         costs: rows with `stage`, and optionally `what`, `times` (how often), `seconds` (each time),
@@ -87,8 +117,7 @@ class Content:
     grids: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     arms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outliers: Mapping[str, Outliers] = dataclasses.field(default_factory=dict)
-    examined: Sequence[Mapping[str, Any]] = ()
-    judge: str = ''
+    sections: Sequence[Section] = ()
     histograms: Markup = Markup()
     roc: Markup = Markup()
     tsne: Markup = Markup()

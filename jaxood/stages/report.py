@@ -11,10 +11,11 @@ from jaxood import artefacts, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, grid, page, published, results, tables, terminal
-from jaxood.stages import common, examination, score, scorers, synthesise
+from jaxood.stages import common, score, scorers, synthesise
 from jaxood.stages.common import Context
+from jaxood.stages.sections import SECTIONS
 
-VERSION = 5
+VERSION = 6
 SEES = 'all'
 ACROSS = True  # one task for all runs
 NEEDS = ('scores', 'report')
@@ -57,7 +58,8 @@ def check(config) -> None:
         raise ConfigError(unknown(f'config.report.arm={c.arm!r}', c.arm, arms))
     if c.get('grid') is not None:
         check_grid(configs.plain(c.grid), arms, labels, c.get('arm') or arms[0])
-    examination.check(config)
+    for section in SECTIONS.values():
+        section.check(config)
 
 
 def check_grid(layout, arms, labels, chief: str) -> None:
@@ -89,7 +91,9 @@ def fits(config, data, devices) -> None:
             'there is no OOD set to report on. Name one in config.data.ood, or hold classes out '
             '(config.data.held_out).'
         )
-    examination.fits(config, data)
+    for section in SECTIONS.values():
+        if section.applies(config):
+            section.fits(config, data)
 
 
 def run(context: Context) -> dict:
@@ -112,11 +116,13 @@ def run(context: Context) -> dict:
         verdict = '\n'.join(grid.verdict(next(iter(grids.values()))))
     else:
         verdict = tables.verdict(summary, c.score, chief, comparisons)
-    examined = examination.examine(context) if c.get('judge') else []
+    told = {k: v.tell(context) for k, v in SECTIONS.items() if v.applies(context.config)}
     results.write_results(
         context.artefact.folder,
         rows,
-        summary | {'verdict': verdict, 'outliers': examined, 'grids': grids},
+        summary
+        | {'verdict': verdict, 'grids': grids}
+        | {'sections': {name: found for name, (found, _) in told.items()}},
     )
     if c.get('openood'):
         for name, text in results.openood(scored, data.groups, facts).items():
@@ -134,8 +140,7 @@ def run(context: Context) -> dict:
         comparisons=comparisons,
         arms={r.arm: about_arm(facts[r.arm, r.seed]) for r in runs},
         outliers=galleries(context),
-        examined=examined,
-        judge=c.get('judge') or '',
+        sections=[part for _, part in told.values()],
         histograms=figures.score_histograms(shown, c.score),
         roc=figures.roc_curves(shown, c.score, arms=arms),
         tsne=tsne(context, main),
@@ -167,7 +172,8 @@ def show(artefact, config) -> None:
             summary, config.report.score, every_score=bool(config.report.get('every_score'))
         )
     print(summary['verdict'])
-    examination.show(summary['outliers'], config.report.get('judge'))
+    for name, found in summary['sections'].items():
+        SECTIONS[name].show(found, config)
 
 
 def load_scored(run, inputs, names) -> list[tables.Scored]:

@@ -69,6 +69,9 @@ def full(runs, groups):
             'diffusion': page.Outliers('Mixed.', 1000, 640, {EVIL: 360}, sheet, sheet),
             'none': page.Outliers(),
         },
+        sections=[page.Section('judge', EVIL, [
+            EVIL, sheet, page.Table(['of', EVIL], [['a', ('97.10', EVIL)]], EVIL),
+        ], EVIL)],
         histograms=figures.score_histograms(runs, 'energy'),
         roc=figures.roc_curves(runs, 'energy'),
         tsne=figures.tsne_figure({'ID': np.eye(2), EVIL: np.ones((3, 2))}),
@@ -90,8 +93,8 @@ def full(runs, groups):
 
 
 SECTIONS = [
-    *('results', 'outliers', 'histograms', 'roc', 'scores', 'tsne', 'mistaken', 'training'),
-    *('cost', 'published', 'settings', 'reproduce'),
+    *('results', 'outliers', 'judge', 'histograms', 'roc', 'scores', 'tsne', 'mistaken'),
+    *('training', 'cost', 'published', 'settings', 'reproduce'),
 ]
 
 
@@ -115,7 +118,16 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path, full):
 def test_names_from_outside_are_escaped(full):
     text = page.render(full)
     assert EVIL not in text
-    assert text.count('&lt;script&gt;') >= 8
+    assert text.count('&lt;script&gt;') >= 15
+
+
+def test_a_section_shows_its_parts_in_their_order(full):
+    text = page.render(full)
+    start = text.index('<section id="judge">')
+    part = text[start : text.index('</section>', start)]
+    sought = ['<h2>', '<p>', 'data:image/', '<h3>', '<th>of</th>', '<th>a</th><td>97.10<small>']
+    found = [part.index(what) for what in [*sought, '<p class="note">']]
+    assert found == sorted(found)
 
 
 def test_every_arm_set_and_number_is_there(full, groups):

@@ -9,7 +9,8 @@ import tiny
 
 from jaxood import frechet, main
 from jaxood.errors import ConfigError, UserError
-from jaxood.stages import common, examination
+from jaxood.stages import common
+from jaxood.stages.sections import examination
 
 
 def test_recognised_counts_the_classes_asked_for():
@@ -39,7 +40,7 @@ def test_a_run_tells_what_its_judge_sees(tmp_path, capsys):
         scores=dict(msp={}),
     )
     main.execute(config, str(tmp_path))
-    rows = json.loads((tmp_path / 'results.json').read_text())['summary']['outliers']
+    rows = json.loads((tmp_path / 'results.json').read_text())['summary']['sections']['examination']
     told = {tuple(row['outliers']): row for row in rows}
     assert set(told) == {('noise',), ('again', 'real')}  # one row for outliers that arms share
     assert told[('noise',)]['recognised'] is None
@@ -65,7 +66,9 @@ def test_distances_over_a_given_extractor(tmp_path):
         scores=dict(msp={}),
     )
     main.execute(config, str(tmp_path / 'run'))
-    (row,) = json.loads((tmp_path / 'run/results.json').read_text())['summary']['outliers']
+    (row,) = json.loads((tmp_path / 'run/results.json').read_text())['summary']['sections'][
+        'examination'
+    ]
     (made,) = (tmp_path / 'run').glob('artefacts/synthesise/*/outliers.npz')
 
     def moments(images):

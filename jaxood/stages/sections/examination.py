@@ -9,12 +9,21 @@ from jaxood import config as configs
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError, unknown
 from jaxood.models import pretrained
+from jaxood.report import page, tables
 from jaxood.scores import logit
 from jaxood.stages import load_weights, networks, score
 from jaxood.stages.common import Context
 
 EXTRACTOR = 'config.report.extractor'
 ROWS = 10_000  # outliers that are looked at
+HEADER = (
+    *('outliers of', 'images', 'entropy', 'above an ID image, %', 'shows the classes asked for, %'),
+    *('by chance, %', 'Fréchet distance', 'its floor'),
+)
+
+
+def applies(config) -> bool:
+    return config.report.get('judge') is not None
 
 
 def check(config) -> None:
@@ -43,6 +52,11 @@ def fits(config, data) -> None:
             f'have {data.shape[-1]}. Set config.data.channels={wanted}, or leave it unset to take '
             'the features of config.report.judge.'
         )
+
+
+def tell(context: Context) -> tuple[list[dict], page.Section]:
+    rows = examine(context)
+    return rows, section(rows, context.config.report.judge)
 
 
 def examine(context: Context) -> list[dict]:
@@ -135,8 +149,53 @@ def recognised(logits: np.ndarray, asked: list[dict]) -> dict:
     return {'recognised': {'mean': float(hits.mean()), 'low': low, 'high': high}, 'chance': chance}
 
 
-def show(rows: list[dict], judge: str) -> None:
+def section(rows: list[dict], judge: str) -> page.Section:
+    """The part of the page that shows `examine`'s rows."""
+    share = lambda x: (tables.percent(x['mean']), _between(x)) if x else '–'
+    lines = [
+        (
+            (row['outliers'][0], _also(row['outliers'][1:])),
+            f'{row["count"]:,}',
+            f'{row["entropy"]:.3f}',
+            share(row['auroc']),
+            share(row['recognised']),
+            tables.percent(row['chance']) if row['chance'] else '–',
+            f'{row["frechet"]:.3g}',
+            f'{row["floor"]:.3g}',
+        )
+        for row in rows
+    ]
+    parts = [
+        f'The detector of {judge} looks at each kind. Its mean entropy on ID test images is '
+        f'{rows[0]["entropy_id"]:.3f} nats.',
+        page.Table(HEADER, lines),
+    ]
+    extractor = rows[0]['extractor']
+    note = (
+        'Asked for: both classes of a mixture among the two highest logits, or the one of a pure '
+        'class on top. Fréchet distance (Heusel et al. 2017) to the '
+        f'{rows[0]["reference"]:,} ID training images, over {extractor}; its floor is that of two '
+        'disjoint sets of ID images of the same number.'
+    )
+    if not extractor.startswith('FID'):
+        note += " It is not FID, which takes Inception's features."
+    cautions = (f' {row["outliers"][0]}: {row["caution"]}' for row in rows if row['caution'])
+    return page.Section(
+        'judge', 'What an independent classifier sees', parts, note + ''.join(cautions)
+    )
+
+
+def _between(x) -> str:
+    return f'{tables.percent(x["low"])}–{tables.percent(x["high"])}'
+
+
+def _also(arms) -> str:
+    return f'and of {", ".join(arms)}' if arms else ''
+
+
+def show(rows: list[dict], config) -> None:
     """One line for each kind of outliers, on the terminal."""
+    judge = config.report.judge
     for row in rows:
         first, more = row['outliers'][0], len(row['outliers']) - 1
         text = f'outliers of {first}{f" and {more} more" if more else ""}, as {judge} sees them: '

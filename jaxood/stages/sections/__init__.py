@@ -1,0 +1,16 @@
+"""Parts of the report that are about one method. `report` calls them, in this order.
+
+A section is a module with
+
+    applies(config)        whether an experiment's report has it
+    check(config)          raises ConfigError for settings that cannot work
+    fits(config, data)     the same, with these data; asked only where it applies
+    tell(context)          -> (what it found, as plain values for results.json; its `page.Section`)
+    show(found, config)    says what it found in a few lines on the terminal
+"""
+
+from jaxood.stages.sections import examination
+
+SECTIONS = {
+    'examination': examination,
+}
