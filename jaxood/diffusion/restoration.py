@@ -1,6 +1,6 @@
 """Restoring what is almost clean: noise to a level t, then DDIM from t down to 0.
 
-DLSR (Yang et al. 2024, arXiv:2411.10701, Sec. 3.3) restores feature vectors like this from a small
+DLSR (Yang et al. 2024, arXiv:2411.10701) restores feature vectors like this from a small
 t; the pixel-level baseline that it is compared with (Graham et al. 2023, arXiv:2211.07740), images
 from many levels. What cannot be restored was not in the training set.
 """

@@ -1,6 +1,6 @@
 """What DLSR diffuses instead of pixels: maps of several layers, pooled, normalised, end to end.
 
-Yang et al. 2024 (arXiv:2411.10701), Sec. 3.1, and the official code (xbyym/DLSR). With maps F_m of
+Yang et al. 2024 (arXiv:2411.10701) and the official code (xbyym/DLSR). With maps F_m of
 c_m channels, m = 1..M,
 
     f^m = pool(F_m)   z_0 = [f̄^1, ..., f̄^M],   f̄^m = (f^m - mean f^m) / (std f^m + 1e-5)

@@ -1,4 +1,4 @@
-"""Scores of what a restorer makes of an image's features: DLSR (arXiv:2411.10701), Sec. 3.4.
+"""Scores of what a restorer makes of an image's features. DLSR (Yang et al., arXiv:2411.10701).
 
 z_0 are the features, z̃_0 their restoration from depth t, both of M blocks f̄^m. A pass over a set
 keeps two numbers a block, for each depth and for each of the restorer's two snapshots (after the
@@ -64,7 +64,7 @@ def fit_mse(bank, head, *, depth: int = 3, snapshot: str = 'final') -> Restored:
 
 
 def mse(params: Restored, outputs, head):
-    """1/c ‖z_0 - z̃_0‖², in [0, ∞). Eq. 11 of the paper."""
+    """1/c ‖z_0 - z̃_0‖², in [0, ∞): by how much the restoration misses."""
     errors = outputs['restored'][params.depth]['errors']
     return jnp.sum(errors[:, params.snapshot], axis=-1)
 

@@ -27,6 +27,7 @@ from jaxood.stages import (
     train_detector,
     train_diffusion,
     train_judges,
+    train_restorer,
 )
 
 STAGES = {
@@ -35,6 +36,7 @@ STAGES = {
     'synthesise': synthesise,
     'train_detector': train_detector,
     'load_weights': load_weights,
+    'train_restorer': train_restorer,
     'score': score,
     'report': report,
 }
