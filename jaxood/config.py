@@ -58,10 +58,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     'taps': ('at', 'pool'),
     'restorer': (
-        *('taps', 'schedule', 'epochs', 'batch_size', 'optimizer', 'ema_decay'),
+        *('last', 'schedule', 'epochs', 'batch_size', 'optimizer', 'ema_decay'),
         *('log_every', 'checkpoint_every'),
     ),
     'restoration': ('stride', 'eta'),
+    'pixels': ('count', 'steps', 'every', 'single', 'batch_size'),
     'scores': ('sweep', 'on'),
     'arms': (),
     'report': (
@@ -81,7 +82,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir', 'weights')  # these are no sections
 LABELLED = ('scores', 'arms')  # the keys of these are labels
 UNNAMED = (  # these name no entry
-    *('parallel', 'data', 'diffusion', 'preprocessing', 'taps', 'restoration', 'report'),
+    *('parallel', 'data', 'diffusion', 'preprocessing', 'taps', 'restoration', 'pixels'),
+    'report',
 )
 # Belong to the experiment: its runs are compared, so no arm may have its own.
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
@@ -90,7 +92,7 @@ OPTIONAL = frozenset(
         *('artefacts_dir', 'num_devices', 'outlier_ratio'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('labels', 'mean', 'std', 'matched', 'at', 'taps'),
+        *('labels', 'mean', 'std', 'matched', 'at', 'last'),
         *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
     )
 )

@@ -21,6 +21,7 @@ A stage is a module with
 
 from jaxood.stages import (
     load_weights,
+    reconstruct_pixels,
     report,
     score,
     synthesise,
@@ -38,5 +39,6 @@ STAGES = {
     'load_weights': load_weights,
     'train_restorer': train_restorer,
     'score': score,
+    'reconstruct_pixels': reconstruct_pixels,
     'report': report,
 }

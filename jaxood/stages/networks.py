@@ -126,10 +126,9 @@ class Network:
         """
         size = self.devices.batch_size(ROWS)
         outputs = {k: outputs[k] for k in (*OUTPUTS, 'restored') if k in outputs}
-        chunks = (
-            parallel.pad_rows(jax.tree.map(lambda v: np.asarray(v[at : at + size]), outputs), size)
-            for at in range(0, len(outputs['logits']), size)
-        )
+        rows = lambda at: jax.tree.map(lambda v: np.asarray(v[at : at + size]), outputs)
+        starts = range(0, len(outputs['logits']), size)
+        chunks = (parallel.pad_rows(rows(at), size) for at in starts)
         head = self.head if head is None else head
         shared = self.devices.replicate({'params': params, 'head': head})
         return parallel.map_rows(self.devices, _outside(self.devices, f), shared, chunks)
@@ -159,9 +158,7 @@ class Network:
                     at + sum(len(o['logits']) for o in outputs), **_speed(times, counts)
                 )
                 started = time.monotonic()
-            artefacts.save(
-                path, **{k: np.concatenate([o[k] for o in outputs]) for k in self.names}
-            )
+            artefacts.save(path, **{k: np.concatenate([o[k] for o in outputs]) for k in self.names})
         for name in self.names:
             parts = (artefacts.load(path)[name] for path in shards)
             artefacts.save_rows(artefact / f'{name}.npy', parts, len(examples))

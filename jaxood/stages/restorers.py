@@ -156,24 +156,16 @@ def schedule(config) -> np.ndarray:
     return configs.build(diffusion.SCHEDULES, section, where)
 
 
-def blocks(tapped: networks.Taps, channels: Sequence[int], wanted: Sequence[str] | None):
-    """(columns, edges) of the taps that a restorer sees.
+def blocks(widths: Sequence[int], last: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(columns, edges) of the tapped features that a restorer sees.
 
     Args:
-        channels: of all maps of the network.
-        wanted: names; None for all that are tapped.
-
-    Raises:
-        ConfigError: a name that is not tapped.
+        widths: channels of each tapped block.
+        last: how many of them, from the deepest; None for all.
     """
-    for name in wanted or ():
-        common.check_name(tapped.names, name, 'config.restorer.taps')
-    widths = [channels[i] for i in tapped.positions]
-    ends = np.cumsum([0, *widths])
-    chosen = [i for i, name in enumerate(tapped.names) if wanted is None or name in wanted]
-    columns = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in chosen])
-    edges = np.cumsum([0, *(widths[i] for i in chosen)])
-    return tuple(columns.tolist()), tuple(edges.tolist())
+    first = 0 if last is None else len(widths) - last
+    columns = range(sum(widths[:first]), sum(widths))
+    return tuple(columns), tuple(np.cumsum([0, *widths[first:]]).tolist())
 
 
 def check(config) -> None:
@@ -197,10 +189,11 @@ def check_depth(config, depth: int, where: str) -> None:
 def describe(config) -> str:
     """The restorer in a few words, for tables."""
     c = config.restorer
-    given = {k: v for k, v in configs.plain(c).items() if k in configs.parameters(RESTORERS[c.name])}
+    given = {
+        k: v for k, v in configs.plain(c).items() if k in configs.parameters(RESTORERS[c.name])
+    }
     words = ', '.join(f'{k}={v}' for k, v in given.items() if v is not None)
-    only = f' on {", ".join(c.taps)}' if c.get('taps') else ''
-    return f'{c.name} ({words}){only}, {c.epochs} epochs'
+    return f'{c.name} ({words}), {c.epochs} epochs'
 
 
 def _chunks(outputs, size):

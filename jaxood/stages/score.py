@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from jaxood import artefacts, console, metrics
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError
+from jaxood.report import tables
 from jaxood.scores import SCORES
 from jaxood.stages import common, networks, restorers, scorers, train_detector
 from jaxood.stages.common import TEST, TUNING, VALIDATION, Context
@@ -162,6 +163,30 @@ def run(context: Context) -> dict:
         'shape': data.shape,
         'bank': bank.digests,
     }
+
+
+def read(run, inputs, names) -> list[tables.Scored]:
+    """What this stage wrote for one run, one `Scored` a method."""
+    folder = inputs[f'{run.name}/score']
+    found = []
+    for label in (method.label for method in scorers.methods(run.config)):
+        sidecar = json.loads((folder / f'{label}.json').read_text())
+        sets = {name: artefacts.load(folder / f'{label}/{name}.npz') for name in (TEST, *names)}
+        found.append(
+            tables.Scored(
+                arm=run.arm,
+                seed=run.seed,
+                method=label,
+                settings=sidecar['settings'],
+                scores={k: v['score'] for k, v in sets.items()},
+                pred={k: v['pred'] for k, v in sets.items()},
+                label=sets[TEST]['label'],
+                fit_s=sidecar['fit_s'],
+                score_ms_per_image=sidecar['score_ms_per_image'],
+                chosen=sidecar['chosen'],
+            )
+        )
+    return found
 
 
 def _numbers(logits):

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +50,8 @@ def check(config) -> None:
     restorers.schedule(config)
     configs.build(state.OPTIMIZERS, c.optimizer, f'{where}.optimizer', steps=c.epochs)
     tapped = networks.tap(backbone(config), config.taps)
-    restorers.blocks(tapped, [0] * (tapped.positions[-1] + 1), configs.plain(c.get('taps')))
+    if c.get('last') is not None:
+        configs.whole(c, where, 'last', maximum=len(tapped.names))
 
 
 def fits(config, data, devices) -> None:
@@ -61,7 +61,7 @@ def fits(config, data, devices) -> None:
     shape, tapped = seen(config, data), networks.tap(backbone(config), config.taps)
     with common.rehearsal('config.backbone'):
         maps = _maps(config, shape)
-        columns, _ = restorers.blocks(tapped, [m.shape[-1] for m in maps], c.get('taps'))
+        columns, _ = restorers.blocks([maps[i].shape[-1] for i in tapped.positions], c.get('last'))
         one = jnp.ones(1, jnp.int32)
         model = restorers.build(config)
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, len(columns))), one))
@@ -108,12 +108,13 @@ def run(context: Context) -> dict:
         context.inputs[score.detector(config)], config, devices, context.num_rows()
     )
     known = network.features(context.store, data.id.train, f'features of {TRAIN}, {context.what}')
-    channels = [m.shape[-1] for m in _maps(config, seen(config, data))]
-    columns, edges = restorers.blocks(network.taps, channels, configs.plain(c.get('taps')))
+    maps = _maps(config, seen(config, data))
+    widths = [maps[i].shape[-1] for i in network.taps.positions]
+    columns, edges = restorers.blocks(widths, c.get('last'))
     model = restorers.build(config)
     root = key_for(seed, 'restorer')
     params = _init(model, len(columns))(key_for(root, 'init'))
-    epoch = math.ceil(len(known['taps']) / c.batch_size)
+    epoch = len(known['taps']) // c.batch_size  # full batches, as the loader deals them
     steps = epoch * c.epochs
     where = 'config.restorer.optimizer'
     tx = configs.build(state.OPTIMIZERS, c.optimizer, where, steps=steps)
@@ -147,7 +148,8 @@ def run(context: Context) -> dict:
         )
         checkpoint.save_weights(context.artefact / name, now.ema)
     size = sum(x.size for x in jax.tree.leaves(params))
-    return facts | {'columns': columns, 'edges': edges, 'parameters': size}
+    seen_by = network.taps.names[-(c.get('last') or 0) :]
+    return facts | {'columns': columns, 'edges': edges, 'taps': seen_by, 'parameters': size}
 
 
 def feed(taps, devices, *, batch_size: int, seed: int, limit: int):
