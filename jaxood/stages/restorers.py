@@ -189,10 +189,8 @@ def check_depth(config, depth: int, where: str) -> None:
 def describe(config) -> str:
     """The restorer in a few words, for tables."""
     c = config.restorer
-    given = {
-        k: v for k, v in configs.plain(c).items() if k in configs.parameters(RESTORERS[c.name])
-    }
-    words = ', '.join(f'{k}={v}' for k, v in given.items() if v is not None)
+    takes = configs.parameters(RESTORERS[c.name])
+    words = ', '.join(f'{k}={c[k]}' for k in takes if c.get(k) is not None)
     return f'{c.name} ({words}), {c.epochs} epochs'
 
 

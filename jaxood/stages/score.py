@@ -54,7 +54,7 @@ def parts(config) -> tuple[str, ...]:
 
 
 def load(inputs: Mapping, config, devices, rows: int) -> networks.Network:
-    """What is scored, from the artefacts that `inputs` names: a network, perhaps with a restorer."""
+    """What is scored, from the artefacts of `parts`: a network, perhaps with a restorer."""
     network = networks.load(inputs[detector(config)], config, devices, rows)
     if not restores(config):
         return network

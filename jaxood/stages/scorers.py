@@ -123,8 +123,8 @@ class Bank:
 
 
 def seen(outputs: Mapping[str, Any], on: str | None) -> Mapping[str, Any]:
-    """Outputs as a score reads them: on 'taps', with the tapped features in place of the penultimate
-    ones and one class for all, so that KNN and Mahalanobis know no more than a restorer does."""
+    """Outputs as a score reads them: on 'taps', tapped features in place of the penultimate ones and
+    one class for all, so that KNN and Mahalanobis know no more than a restorer does."""
     if on is None:
         return outputs
     count = len(outputs['taps'])

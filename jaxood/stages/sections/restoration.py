@@ -1,4 +1,4 @@
-"""What is restored, from which depth it is restored best, and what training the restorer changed."""
+"""What is restored, from which depth it is restored best, and what training changed."""
 
 import collections
 import dataclasses
@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxood import config as configs
 from jaxood import console, metrics
-from jaxood.report import figures, page, tables
+from jaxood.report import figures, page
 from jaxood.stages import restorers, score, scorers
 from jaxood.stages.common import TEST, Context
 
@@ -97,12 +97,9 @@ def over_depths(context: Context, scored) -> dict[str, dict[str, dict[int, float
             continue
         aurocs = [metrics.auroc(s.scores[TEST], v) for k, v in s.scores.items() if k != TEST]
         found[s.arm][entry].setdefault(depth, []).append(100 * np.mean(aurocs))
-    return {
-        arm: {
-            name: {t: float(np.mean(v)) for t, v in points.items()} for name, points in by.items()
-        }
-        for arm, by in found.items()
-    }
+    means = lambda points: {t: float(np.mean(values)) for t, values in points.items()}
+    lines = lambda by: {name: means(points) for name, points in by.items()}
+    return {arm: lines(by) for arm, by in found.items()}
 
 
 def snapshots(context: Context) -> tuple[str, str] | None:
