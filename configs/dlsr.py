@@ -31,7 +31,6 @@ def get_config(variant: str = 'digits'):
         root=config_dict.placeholder(str),
         on_error='stop',
         size=config_dict.placeholder(int),
-        resize=config_dict.placeholder(int),
         interpolation=config_dict.placeholder(str),
         channels=3,
         labels=True,  # for accuracy and the scores beside; the restorer reads none
@@ -169,7 +168,7 @@ def full(c):
     c.data.labels = False  # the network's classes are others
     c.preprocessing.size = 224
     if not any(k in c.data.id for k in ('train', 'dataset')):  # pictures of all sizes
-        c.data.update(size=224, resize='stretch')
+        c.data.size, c.data.resize = 224, 'stretch'
     c.restorer = restorer(width=1440, num_blocks=16, epochs=150, learning_rate=1e-4)
     c.restorer.checkpoint_every = 10_000
 
@@ -241,6 +240,7 @@ def last(c):
     """The last block's features alone."""
     c.arms = dict(all={}, last=dict(restorer=dict(last=1)))
     c.report.arm = 'all'
+    del c.scores['mfsim_skip']  # of one block nothing would be left
 
 
 def resize(c):

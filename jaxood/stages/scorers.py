@@ -123,7 +123,7 @@ class Bank:
 
 
 def seen(outputs: Mapping[str, Any], on: str | None) -> Mapping[str, Any]:
-    """Outputs as a score reads them: on 'taps', tapped features in place of the penultimate ones and
+    """Outputs as a score reads them: on 'taps', tapped features in place of penultimate ones, and
     one class for all, so that KNN and Mahalanobis know no more than a restorer does."""
     if on is None:
         return outputs

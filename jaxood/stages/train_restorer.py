@@ -52,6 +52,12 @@ def check(config) -> None:
     tapped = networks.tap(backbone(config), config.taps)
     if c.get('last') is not None:
         configs.whole(c, where, 'last', maximum=len(tapped.names))
+    for label, section in config.scores.items():
+        if section.get('skip_first') and (c.get('last') or len(tapped.names)) == 1:
+            raise ConfigError(
+                f'config.scores.{label}.skip_first leaves out the only block that is restored. Set '
+                'it to False, or restore more (config.restorer.last, config.taps.at).'
+            )
 
 
 def fits(config, data, devices) -> None:
