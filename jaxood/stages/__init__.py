@@ -21,12 +21,14 @@ A stage is a module with
 
 from jaxood.stages import (
     load_weights,
+    reconstruct_pixels,
     report,
     score,
     synthesise,
     train_detector,
     train_diffusion,
     train_judges,
+    train_restorer,
 )
 
 STAGES = {
@@ -35,6 +37,8 @@ STAGES = {
     'synthesise': synthesise,
     'train_detector': train_detector,
     'load_weights': load_weights,
+    'train_restorer': train_restorer,
     'score': score,
+    'reconstruct_pixels': reconstruct_pixels,
     'report': report,
 }

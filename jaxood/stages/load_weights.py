@@ -49,6 +49,8 @@ def fits(config, data, devices) -> None:
             'that they were trained on.'
         )
     common.check_look(preprocessing(config), data.shape[-1])
+    if config.preprocessing.get('size') is not None:
+        return  # whoever stretches the images for the network has chosen
     look, c = found.preprocessing, config.data
     wanted = {'size': look.size, 'resize': look.resize, 'interpolation': look.interpolation}
     flags = ' '.join(f'--config.data.{k}={v}' for k, v in wanted.items() if v is not None)
@@ -66,11 +68,13 @@ def fits(config, data, devices) -> None:
 
 
 def preprocessing(config) -> dict:
-    """`mean` and `std`: the weights' own, unless the config overrides them."""
+    """`mean` and `std`: the weights' own, unless the config overrides them; and how images are
+    stretched (`augment.standardise`), if the config says so."""
     look = load(config.weights).preprocessing
     given = configs.plain(config.preprocessing)
     own = {'mean': look.mean, 'std': look.std}
-    return {k: own[k] if given.get(k) is None else given[k] for k in own}
+    look = {k: own[k] if given.get(k) is None else given[k] for k in own}
+    return look | {k: given[k] for k in ('size', 'matched') if given.get(k) is not None}
 
 
 def run(context: Context) -> dict:

@@ -84,6 +84,10 @@ class ViT(nn.Module):
                 )
         super().__post_init__()
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        return tuple(f'block{i}' for i in range(self.depth))
+
     @nn.compact
     def __call__(self, images, *, train: bool, keys=None, after: int | None = None):
         if after is not None:

@@ -9,8 +9,10 @@ A section is a module with
     show(found, config)    says what it found in a few lines on the terminal
 """
 
-from jaxood.stages.sections import examination
+from jaxood.stages.sections import examination, pixels, restoration
 
 SECTIONS = {
     'examination': examination,
+    'restoration': restoration,
+    'pixels': pixels,
 }
