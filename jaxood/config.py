@@ -37,7 +37,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('held_out', 'held_out_validation', 'validation', 'validation_from', 'test'),
         *('id', 'ood', 'validation_ood'),
     ),
-    'pseudo_label': (),
+    'pseudo_label': ('smallest',),
     'tokens': (),
     'words': (),
     'generator': (),

@@ -5,6 +5,8 @@ pure; each row is changed by its own key alone. C may be anything: what is about
 images as they are. `VIEWS` is the table of contents.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
@@ -275,14 +277,15 @@ OPERATIONS = (
 
 def check(name: str, size: int, **keywords) -> None:
     """Raises UserError for keywords that a view of `size` pixels cannot have."""
-    for key, value in keywords.items():
+    parameters = inspect.signature(VIEWS[name]).parameters.items()
+    settings = {k: p.default for k, p in parameters if p.default is not p.empty} | keywords
+    for key, value in settings.items():
         values = value if isinstance(value, tuple) else (value,)
         if not all(isinstance(v, bool) or v >= 0 for v in values):
             raise UserError(f'{key}={value} of the view {name!r} must not be negative.')
-    low, high = keywords.get('scale', (1.0, 1.0))
+    low, high = settings.get('scale', (1.0, 1.0))
     if not 0.0 < low <= high <= 1.0:
         raise UserError(f'scale={low, high} must be shares of the area, as (0.2, 1.0).')
-    if keywords.get('cutout', 1) > size or keywords.get('cutout', 1) < 1:
-        raise UserError(
-            f'cutout={keywords["cutout"]} must be from 1 to {size}, the size of images.'
-        )
+    cutout = settings.get('cutout', 1)
+    if not 1 <= cutout <= size:
+        raise UserError(f'cutout={cutout} must be from 1 to {size}, the size of the images.')

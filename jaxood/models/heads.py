@@ -41,6 +41,23 @@ class Linear(nn.Module):
         return jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias
 
 
+class Projection(nn.Module):
+    """W2 ReLU(W1 h): what SimCLR compares (arXiv:2002.05709, Sec. 2.1). No head of a classifier.
+
+    Attributes:
+        num_classes: entries of the projection, 128 in SCAN's official code; there as many hidden
+            units as features.
+    """
+
+    num_classes: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, features, labels=None, step=0):
+        hidden = nn.relu(nn.Dense(features.shape[-1], name='hidden')(features))
+        return nn.Dense(self.num_classes, name='out')(hidden)
+
+
 class NormFace(nn.Module):
     """z_k = s cos θ_k, without a margin. Wang et al. 2017 (arXiv:1704.06369), Eq. 6.
 

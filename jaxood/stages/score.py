@@ -31,8 +31,8 @@ def applies(config) -> bool:
 
 def inputs(config) -> tuple[str, ...]:
     if detector(config) == 'load_weights':
-        return ('load_weights',)
-    return ('train_detector', *(('synthesise',) if train_detector.uses_outliers(config) else ()))
+        return ('load_weights', *common.labelling(config))
+    return ('train_detector', *train_detector.inputs(config))
 
 
 def detector(config) -> str:

@@ -40,8 +40,9 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    needs = ('train_diffusion',) if train_diffusion.applies(config) else ()
-    return (*needs, 'train_judges') if train_judges.applies(config) else needs
+    needs = common.labelling(config)
+    needs += ('train_diffusion',) if train_diffusion.applies(config) else ()
+    return needs + (('train_judges',) if train_judges.applies(config) else ())
 
 
 def needs_labels(config) -> bool:

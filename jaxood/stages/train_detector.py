@@ -21,7 +21,7 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    return ('synthesise',) if uses_outliers(config) else ()
+    return common.labelling(config) + (('synthesise',) if uses_outliers(config) else ())
 
 
 def uses_outliers(config) -> bool:

@@ -95,11 +95,11 @@ def test_a_hole_is_a_grey_square():
 @pytest.mark.parametrize(
     ('keywords', 'message'),
     [
-        (dict(cutout=16), 'cutout=16 must be from 1 to 8'),
-        (dict(scale=(0.0, 1.0)), r'scale=\(0\.0, 1\.0\) must be shares'),
-        (dict(noise=-1.0), 'noise=-1.0 .* must not be negative'),
+        (dict(name='strong'), 'cutout=16 must be from 1 to 8'),  # the default
+        (dict(name='simclr', scale=(0.0, 1.0)), r'scale=\(0\.0, 1\.0\) must be shares'),
+        (dict(name='handwriting', noise=-1.0), 'noise=-1.0 .* must not be negative'),
     ],
 )
 def test_what_views_refuse(keywords, message):
     with pytest.raises(UserError, match=message):
-        views.check('strong', 8, **keywords)
+        views.check(size=8, **keywords)
