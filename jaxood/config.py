@@ -46,15 +46,15 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('ema_decay', 'log_every', 'checkpoint_every'),
     ),
     'sampler': ('steps', 'guidance'),
-    'outliers': ('count', 'max_candidates', 'shard_size'),
+    'outliers': ('count', 'per_image', 'max_candidates', 'shard_size'),
     'filter': ('quantile', 'count', 'backbone', 'training'),
     'weights': (),
-    'preprocessing': ('mean', 'std'),
+    'preprocessing': ('mean', 'std', 'size'),
     'backbone': (),
     'head': (),
     'detector': (
         *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
-        *('log_every', 'checkpoint_every'),
+        *('init', 'frozen', 'log_every', 'checkpoint_every'),
     ),
     'scores': ('sweep',),
     'arms': (),
@@ -79,10 +79,11 @@ UNNAMED = ('parallel', 'data', 'diffusion', 'preprocessing', 'report')  # these 
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
 OPTIONAL = frozenset(
     (
-        *('artefacts_dir', 'num_devices', 'outlier_ratio'),
+        *('artefacts_dir', 'num_devices', 'outlier_ratio', 'count', 'per_image', 'max_candidates'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('mean', 'std', 'arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
+        *('mean', 'std', 'init', 'frozen', 'arm', 'every_score', 'openood'),
+        *('judge', 'extractor', 'grid'),
     )
 )
 

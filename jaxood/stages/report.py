@@ -409,7 +409,15 @@ def costs(context: Context) -> list[dict]:
     return rows
 
 
-ORDER = ('train_diffusion', 'train_judges', 'synthesise', 'train_detector', 'load_weights', 'score')
+ORDER = (
+    'pseudo_label',
+    'train_diffusion',
+    'train_judges',
+    'synthesise',
+    'train_detector',
+    'load_weights',
+    'score',
+)
 
 
 class _Images:

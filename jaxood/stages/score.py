@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from jaxood import artefacts, console, metrics
+from jaxood import artefacts, console, detectors, metrics
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError
 from jaxood.scores import SCORES
@@ -42,6 +42,12 @@ def detector(config) -> str:
 
 def needs_labels(config) -> bool:
     return False
+
+
+def classifies(config) -> bool:
+    """Whether the network's logits stand for the ID classes."""
+    trained = detector(config) == 'train_detector'
+    return not trained or detectors.DETECTORS[config.detector.name].classifies
 
 
 def settings(config) -> dict:
@@ -84,12 +90,14 @@ def run(context: Context) -> dict:
         name: network.features(context.store, examples, f'features of {name}, {context.what}')
         for name, examples in sets.items()
     }
-    bank = scorers.Bank(context.store, network, scorers.banked(data))
+    bank = scorers.Bank(
+        context.store, network, scorers.banked(data, context.inputs.get('synthesise'))
+    )
     tuning = None
     if any(method.sweep for method in scorers.methods(config)):
         tuning = data.tuning
         network.features(context.store, tuning, f'features of {TUNING}, {context.what}')
-    labels = data.id.test.labels
+    labels = data.id.test.labels if classifies(config) else None
     if labels is not None and (
         doubt := warning(known[TEST]['logits'], labels, network.preprocessing)
     ):
@@ -97,7 +105,7 @@ def run(context: Context) -> dict:
     for method in scorers.methods(config):
         scorer = scorers.Scorer(bank, method, tuning)
         for name, examples in sets.items():
-            labelled = name in (TEST, VALIDATION) and examples.labels is not None
+            labelled = name in (TEST, VALIDATION) and labels is not None
             artefacts.save(
                 context.artefact / f'{method.label}/{name}.npz',
                 score=scorer(examples),

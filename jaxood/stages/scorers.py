@@ -22,6 +22,7 @@ from jaxood.stages.common import TRAIN, TUNING, VALIDATION
 
 VERSION = 1  # raised when a score says something else for the same settings
 INSIDE = ('maps', 'network')  # `needs` of scores that look inside the network
+OUTLIERS = 'outliers'  # the bank's name for those that a detector was trained on
 VALIDATED = '_validated'  # ends the label of a score whose settings were chosen on validation data
 
 
@@ -62,9 +63,15 @@ def methods(config) -> list[Method]:
     return found
 
 
-def banked(data: common.Data) -> dict[str, Examples]:
-    """The sets that scores are fitted on; most on the first alone."""
+def banked(data: common.Data, synthesised: artefacts.Artefact | None = None) -> dict[str, Examples]:
+    """The sets that scores are fitted on; most on the first alone.
+
+    Args:
+        synthesised: the outliers that the detector was trained on, if it was.
+    """
     images = {TRAIN: data.id.train, VALIDATION: data.id.validation}
+    if synthesised is not None:
+        images[OUTLIERS] = Examples(artefacts.load(synthesised / 'outliers.npz')['images'])
     return images if data.validation_ood is None else images | {TUNING: data.validation_ood}
 
 
@@ -72,8 +79,8 @@ class Bank:
     """A network's outputs on the sets that scores are fitted on.
 
     Args:
-        images: 'train', 'validation' and perhaps 'validation_ood' -> `Examples`; or their digests,
-            to find what was computed before.
+        images: 'train', 'validation', perhaps 'outliers' and 'validation_ood' -> `Examples`; or
+            their digests, to find what was computed before.
         read: digests alone -> the `Examples`, for the scores that need the images themselves.
     """
 

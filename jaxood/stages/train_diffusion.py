@@ -27,7 +27,7 @@ PUBLISHED = ()
 
 def applies(config) -> bool:
     strategy = STRATEGIES.get(config.outliers.name)
-    return strategy is not None and 'generate' in strategy.needs
+    return strategy is not None and bool({'generate', 'edit'} & {*strategy.needs})
 
 
 def inputs(config) -> tuple[str, ...]:
