@@ -19,6 +19,8 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               public checkpoints (pretrained, layouts); losses; OOD scores; sources,
                               splits, batches; the one training loop
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
+    neighbours clustering frechet
+                              the nearest in a bank; clusters against classes; distance of features
     errors console            what the user can mend; what a run says
 
 Four systems are being built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.
