@@ -12,7 +12,6 @@ from ml_collections import config_dict
 from jaxood import artefacts, experiment
 from jaxood import config as configs
 from jaxood.errors import ConfigError, UserError
-from jaxood.stages import STAGES
 
 
 def ddim(now, draw, *, eta: float = 0.0, levels: Sequence[int] = (1, 2), clip: float | None = None):
