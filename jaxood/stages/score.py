@@ -133,15 +133,14 @@ def run(context: Context) -> dict:
     if depths := scorers.depths(config):  # all in one pass
         for examples in [*sets.values(), *([] if tuning is None else [tuning])]:
             network.restorer.outputs(context.store, network, examples, depths, context.what)
-    labels = data.id.test.labels
-    if labels is not None and (
-        doubt := warning(known[TEST]['logits'], labels, network.preprocessing)
-    ):
+    labels, classes = data.id.test.labels, known[TEST]['logits'].shape[-1]
+    classifies = classes == data.num_classes  # a restorer's network may know others
+    if classifies and (doubt := warning(known[TEST]['logits'], labels, network.preprocessing)):
         console.say(doubt)
     for method in scorers.methods(config):
         scorer = scorers.Scorer(bank, method, tuning)
         for name, examples in sets.items():
-            labelled = name in (TEST, VALIDATION) and examples.labels is not None
+            labelled = name in (TEST, VALIDATION) and classifies
             artefacts.save(
                 context.artefact / f'{method.label}/{name}.npz',
                 score=scorer(examples),
@@ -158,8 +157,8 @@ def run(context: Context) -> dict:
     passed = networks.find_features(context.store, network.key, data.id.test.digest).done
     return {
         'images_per_s': passed.get('images_per_s'),  # of the network's forward pass
-        'id_accuracy': _accuracy(known[TEST]['logits'], labels),
-        'class_names': data.class_names or _numbers(known[TEST]['logits']),
+        'id_accuracy': _accuracy(known[TEST]['logits'], labels if classifies else None),
+        'class_names': data.class_names if classifies else tuple(map(str, range(classes))),
         'shape': data.shape,
         'bank': bank.digests,
     }
@@ -187,10 +186,6 @@ def read(run, inputs, names) -> list[tables.Scored]:
             )
         )
     return found
-
-
-def _numbers(logits):
-    return tuple(map(str, range(logits.shape[-1])))
 
 
 def _accuracy(logits, labels):
