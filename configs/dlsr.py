@@ -274,14 +274,14 @@ def pixels(c):
         prediction='eps',
         label_dropout=1.0,  # unconditional
         flip=False,
-        steps=1500,
+        steps=1500 if tiny else 500,
         batch_size=64,
         optimizer=dict(name='adam', learning_rate=1e-3, warmup=50, final_learning_rate=1e-5),
         ema_decay=0.9999,
         log_every=100,
         checkpoint_every=1000,
     )
-    c.pixels = dict(count=128 if tiny else 24, steps=100, every=4, single=26, batch_size=64)
+    c.pixels = dict(count=128 if tiny else 16, steps=100, every=4, single=26, batch_size=64)
     c.seeds = c.seeds[:1]
 
 
