@@ -139,6 +139,7 @@ def celeba(c):
     """Folders below --config.data.root=DIR: `celeba/train`, `celeba/test`, and the OOD sets."""
     c.data.id = dict(name='folder', path='celeba')
     c.data.ood = folders('textures', 'places', 'inaturalist', 'sun')
+    c.data.labels = False
     full(c)
 
 
@@ -146,6 +147,7 @@ def imagenet100(c):
     """Folders below --config.data.root=DIR: `imagenet100/train`, `imagenet100/val`, OOD sets."""
     c.data.id = dict(name='folder', path='imagenet100')
     c.data.ood = folders('textures', 'places', 'inaturalist', 'sun')
+    c.data.labels = False
     full(c)
 
 
@@ -165,7 +167,6 @@ def folder(c):
 def full(c):
     """The paper's sizes, for ImageNet weights (EfficientNet-B4, ResNet-50) and a GPU."""
     c.seeds = (0, 1, 2)
-    c.data.labels = False  # the network's classes are others
     c.preprocessing.size = 224
     if not any(k in c.data.id for k in ('train', 'dataset')):  # pictures of all sizes
         c.data.size, c.data.resize = 224, 'stretch'
@@ -273,14 +274,14 @@ def pixels(c):
         prediction='eps',
         label_dropout=1.0,  # unconditional
         flip=False,
-        steps=1500,
+        steps=1500 if tiny else 500,
         batch_size=64,
         optimizer=dict(name='adam', learning_rate=1e-3, warmup=50, final_learning_rate=1e-5),
         ema_decay=0.9999,
         log_every=100,
         checkpoint_every=1000,
     )
-    c.pixels = dict(count=128 if tiny else 24, steps=100, every=4, single=26, batch_size=64)
+    c.pixels = dict(count=128 if tiny else 16, steps=100, every=4, single=26, batch_size=64)
     c.seeds = c.seeds[:1]
 
 

@@ -119,9 +119,7 @@ def test_layout_and_logging_change_no_fingerprint():
     assert fingerprints(**other) == fingerprints()
 
 
-TRAINED = (  # the stages of such a run
-    *('train_diffusion', 'train_judges', 'synthesise', 'train_detector', 'score', 'report'),
-)
+TRAINED = tiny.config().stages
 
 
 @pytest.mark.parametrize(

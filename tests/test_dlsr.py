@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from jaxood import experiment, main, predict
@@ -140,6 +141,56 @@ def test_a_missing_snapshot_is_named(finished, tmp_path):
         )
 
 
+@pytest.mark.slow
+def test_pixels_are_restored_beside_features(tmp_path):
+    c = small('digits,pixels')
+    c.generator.update(channels=8, multipliers=(1,), attention_sizes=())
+    c.diffusion.update(steps=4, batch_size=16)
+    c.diffusion.optimizer.warmup = 1
+    c.pixels.update(count=6, steps=8, every=2, batch_size=8)
+    c.pixels.single = 4
+    main.execute(c, str(tmp_path))
+    summary = json.loads((tmp_path / 'results.json').read_text())['summary']
+    found = summary['sections']['pixels']
+    assert found['counts'] == {'test': 6, 'held_out': 6, 'photos': 6}
+    assert found['pace']['calls'] == 2 + 4 + 6
+    rows = found['rows']
+    assert rows['pixels, 3 depths']['images_per_s'] < rows['pixels, one depth']['images_per_s']
+    ratio = rows['mse']['images_per_s'] / rows['pixels, 3 depths']['images_per_s']
+    assert rows['pixels, 3 depths']['ratio'] == pytest.approx(ratio)
+    assert set(found['differences']) == {'mfsim - pixels, 3 depths', 'mfsim - pixels, one depth'}
+    assert 'Features against pixels' in (tmp_path / 'report.html').read_text()
+
+
+@pytest.mark.slow
+def test_pictures_of_ones_own(tmp_path, capsys):
+    """`:folder` trains on a folder without labels, over a network of other classes; `predict` then
+    sorts another folder."""
+    path, _, _ = tiny.weights(tmp_path / 'net', look=tiny.LOOK)
+    rng = np.random.default_rng(0)
+    for kind, low in (('mine/a', 0), ('mine/b', 0), ('other', 128)):
+        (tmp_path / kind).mkdir(parents=True)
+        for i in range(40 if low == 0 else 5):
+            pixels = rng.integers(low, low + 128, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / kind / f'{i}.png')
+    c = main.load_config(f'{CONFIG}:folder')
+    c.weights, c.data.id.path = path, str(tmp_path / 'mine')
+    c.data.update(size=8, channels=1)
+    c.data.ood.outside.count = 30
+    c.restorer.update(width=8, num_blocks=1, epochs=2, batch_size=16)
+    c.report.update(draws=20, tsne=False)
+    c.scores.knn.k = c.scores.knn_taps.k = 5
+    main.execute(c, str(tmp_path / 'run'))
+    page = (tmp_path / 'run' / 'report.html').read_text()
+    assert 'without labels' in page
+    assert 'no label of the ID set was used' in page
+    capsys.readouterr()
+    assert predict.main(['predict', f'--workdir={tmp_path}/run', str(tmp_path / 'other')]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len(rows) == 5
+    assert {row['decision'] for row in rows} <= {'ID', 'OOD'}
+
+
 # ---- bad input --------------------------------------------------------------------------------
 
 
@@ -173,6 +224,21 @@ def test_what_it_refuses(tmp_path, changes, message):
     assert not list(tmp_path.glob('artefacts/*/*/done.json'))
 
 
+def test_pixels_are_told_no_class(tmp_path):
+    c = small('digits,pixels')
+    c.diffusion.label_dropout = 0.1
+    with pytest.raises(UserError, match=r"'reconstruct_pixels', whose diffusion model is told no"):
+        main.execute(c, str(tmp_path))
+    c = small('digits,pixels')
+    c.pixels.single = 27
+    with pytest.raises(UserError, match=r'config\.pixels\.single=27 is none of the chains'):
+        main.execute(c, str(tmp_path))
+    c = small('digits,pixels')
+    c.data.ood.photos.size, c.preprocessing.size = 16, 8
+    with pytest.raises(UserError, match=r'photos has images of shape \(16, 16, 1\), and a diff'):
+        main.execute(c, str(tmp_path))
+
+
 def test_a_pretrained_network_lists_its_taps():
     resnet_56 = dict(name='resnet', blocks=(9, 9, 9), width=16, shortcut='pad')
     with pytest.raises(UserError, match="'layer4' of 'resnet'.*Known: layer1, layer2, layer3"):
@@ -192,7 +258,7 @@ def test_every_variant_and_ablation_reads():
             assert set(c.stages) <= set(STAGES)
     c = main.load_config(f'{CONFIG}:cifar10,full,width')
     assert {arm.restorer.width for arm in c.arms.values()} == {1440, 720, 360}
-    assert (c.preprocessing.size, c.restorer.epochs, c.data.labels) == (224, 150, False)
+    assert (c.preprocessing.size, c.restorer.epochs) == (224, 150)
     with pytest.raises(UserError, match=r"ablation 'widht'.*Did you mean 'width'"):
         main.load_config(f'{CONFIG}:digits,widht')
     with pytest.raises(UserError, match='one ablation at a time'):

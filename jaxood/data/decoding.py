@@ -70,8 +70,8 @@ def fit(
 
     The short side to `resize` (None: to `size`), antialiased, then the middle `size` x `size`. That
     is `Resize(resize)` and `CenterCrop(size)` of torchvision, with which the literature makes its
-    OOD test sets. With `resize='stretch'` the whole picture, both sides to `size`. Grey is ITU-R
-    601 luma; transparency is dropped.
+    OOD test sets; `resize='stretch'` is the whole picture, each side brought to `size`. Grey is
+    ITU-R 601 luma; transparency is dropped.
 
     Raises:
         UserError: 16-bit and float images, which have no agreed range.

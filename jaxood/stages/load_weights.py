@@ -42,7 +42,8 @@ def check(config) -> None:
 def fits(config, data, devices) -> None:
     """Raises ConfigError unless the images and classes are such as the network knows."""
     found = load(config.weights)
-    if data.class_names and found.num_classes != data.num_classes:
+    foreign = found.num_classes != data.num_classes
+    if data.class_names and foreign and 'train_restorer' not in config.stages:
         raise ConfigError(
             f'config.weights={config.weights!r} classifies {found.num_classes} classes, the ID set '
             f'has {data.num_classes}. Take weights that were trained on this ID set, or the set '

@@ -8,7 +8,6 @@ and so is the pace of restoring the features of the same images.
 
 import functools
 import time
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -90,40 +89,27 @@ def run(context: Context) -> dict:
     config, data, devices = context.config, context.data, context.devices
     c = config.pixels
     model = train_diffusion.build(config, data.num_classes)
-    params = checkpoint.load_weights(context.inputs['train_diffusion'] / 'weights')['params']
+    weights = checkpoint.load_weights(context.inputs['train_diffusion'] / 'weights')
+    params, key = devices.replicate(weights['params']), key_for(config.seeds[0], 'pixels')
     alpha_bar, grid = train_diffusion.schedule(config), times(config)
-    size = devices.batch_size(c.batch_size)
-    noise, walk, error = _compiled(
-        devices, model, tuple(alpha_bar.tolist()), config.diffusion.prediction
-    )
-    key = key_for(config.seeds[0], 'pixels')
-    placed = {'params': devices.replicate(params)}
+    compiled = functions(devices, model, tuple(alpha_bar.tolist()), config.diffusion.prediction)
+    how = dict(every=c.every, rows=devices.batch_size(c.batch_size))
 
-    def missed(images: np.ndarray, number: int) -> Iterator[np.ndarray]:
-        """Mean squared error of the restorations by a chain of `number` calls."""
+    def missed(images, number):
         levels = grid[len(grid) - 1 - number :]
-        for at in range(0, len(images), size):
-            some, real = parallel.pad_rows(images[at : at + size], size)
-            some = devices.shard(some)
-            x = noise(devices.replicate({'key': key, 't': levels[0]}), some)
-            stops = [*range(0, number - SHORT + 1, c.every), number]  # parts of two lengths alone
-            for a, b in zip(stops[:-1], stops[1:]):
-                part = devices.replicate({'timesteps': levels[a : b + 1]})
-                x = walk(placed | part, x)
-            yield devices.gather(error(None, {'x': x, 'images': some}))[:real]
+        return errors(devices, compiled, params, key, images, levels, **how)
 
     sets = {TEST: data.id.test, VALIDATION: data.id.validation, **data.ood}
     rows = {k: chosen(len(v), c.count) for k, v in sets.items()}
     images = {k: v.take(rows[k]) for k, v in sets.items()}
-    for _ in missed(images[TEST][:1], SHORT + c.every):
-        pass  # compiles
+    missed(images[TEST][:1], SHORT + c.every)  # compiles
     progress = console.Progress(context.what, len(sets) * len(calls(config)))
     seconds = dict.fromkeys(calls(config), 0.0)
     for j, (name, some) in enumerate(images.items()):
         found = []
         for number in calls(config):
             started = time.monotonic()
-            found.append(np.concatenate(list(missed(some, number))))
+            found.append(missed(some, number))
             seconds[number] += time.monotonic() - started
             progress.update(j * len(calls(config)) + len(found))
         artefacts.save(
@@ -138,6 +124,33 @@ def run(context: Context) -> dict:
         'single_s': seconds[c.single] / total,
         'features_s': pace(context),
     }
+
+
+def errors(
+    devices, compiled, params, key, images: np.ndarray, levels: np.ndarray, *, every: int, rows: int
+) -> np.ndarray:
+    """Mean squared error of each image's restoration, pixels in [-1, 1]: float32[N].
+
+    Args:
+        compiled: `functions`.
+        params: replicated.
+        images: uint8[N, H, W, C].
+        levels: int32[S + 1], the times of the chain down to 0, S = `SHORT` + a multiple of `every`.
+            It is walked in parts of these two lengths, so that chains of all depths share programs.
+        rows: images of one call.
+    """
+    noise, walk, compare = compiled
+    stops = [*range(0, len(levels) - SHORT, every), len(levels) - 1]
+    found = []
+    for at in range(0, len(images), rows):
+        some, real = parallel.pad_rows(images[at : at + rows], rows)
+        some = devices.shard(some)
+        x = noise({'key': devices.replicate(key), 't': devices.replicate(levels[0])}, some)
+        for a, b in zip(stops[:-1], stops[1:]):
+            part = devices.replicate(levels[a : b + 1])
+            x = walk({'params': params, 'timesteps': part}, x)
+        found.append(devices.gather(compare(None, {'x': x, 'images': some}))[:real])
+    return np.concatenate(found)
 
 
 def times(config) -> np.ndarray:
@@ -180,7 +193,7 @@ def scores(errors: np.ndarray, validation: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(devices, model, alpha_bar, prediction):
+def functions(devices, model, alpha_bar, prediction):
     """(noise an image to t, walk a part of a chain by DDIM with η = 0, compare), compiled once."""
     levels = np.asarray(alpha_bar, np.float32)
 
@@ -205,8 +218,8 @@ def _compiled(devices, model, alpha_bar, prediction):
             clip=(-1.0, 1.0),
         )
 
-    def error(shared, rows):
+    def compare(shared, rows):
         difference = rows['x'] - augment.to_unit(rows['images'])
         return jnp.mean(jnp.square(difference), axis=(1, 2, 3))
 
-    return tuple(devices.compile_rows(f) for f in (noise, walk, error))
+    return tuple(devices.compile_rows(f) for f in (noise, walk, compare))

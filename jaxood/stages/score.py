@@ -141,7 +141,9 @@ def run(context: Context) -> dict:
     if depths := scorers.depths(config):  # all in one pass
         for examples in [*sets.values(), *([] if tuning is None else [tuning])]:
             network.restorer.outputs(context.store, network, examples, depths, context.what)
-    labels = data.id.test.labels if classifies(config) else None
+    classes = known[TEST]['logits'].shape[-1]
+    known_ones = classes == data.num_classes  # a pretrained network may know others
+    labels = data.id.test.labels if known_ones and classifies(config) else None
     if labels is not None and (
         doubt := warning(known[TEST]['logits'], labels, network.preprocessing)
     ):
@@ -167,7 +169,7 @@ def run(context: Context) -> dict:
     return {
         'images_per_s': passed.get('images_per_s'),  # of the network's forward pass
         'id_accuracy': _accuracy(known[TEST]['logits'], labels),
-        'class_names': data.class_names or _numbers(known[TEST]['logits']),
+        'class_names': data.class_names if known_ones else tuple(map(str, range(classes))),
         'shape': data.shape,
         'bank': bank.digests,
     }
@@ -195,10 +197,6 @@ def read(run, inputs, names) -> list[tables.Scored]:
             )
         )
     return found
-
-
-def _numbers(logits):
-    return tuple(map(str, range(logits.shape[-1])))
 
 
 def _accuracy(logits, labels):
