@@ -116,7 +116,8 @@ def run(context: Context) -> dict:
         verdict = '\n'.join(grid.verdict(next(iter(grids.values()))))
     else:
         verdict = tables.verdict(summary, c.score, chief, comparisons)
-    told = {k: v.tell(context) for k, v in SECTIONS.items() if v.applies(context.config)}
+    main = next(r for r in runs if r.arm == chief)
+    told = {k: v.tell(context) for k, v in SECTIONS.items() if v.applies(main.config)}
     results.write_results(
         context.artefact.folder,
         rows,
@@ -127,7 +128,6 @@ def run(context: Context) -> dict:
     if c.get('openood'):
         for name, text in results.openood(scored, data.groups, facts).items():
             artefacts.write(context.artefact / name, text)
-    main = next(r for r in runs if r.arm == chief)
     shown = [s for s in scored if s.arm in drawn]
     content = page.Content(
         title=c.title,
