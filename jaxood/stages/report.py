@@ -254,7 +254,9 @@ def what_was_run(context: Context, arms) -> str:
     seeds = len({run.seed for run in context.runs})
     trained = score.detector(config) == 'train_detector'
     classes = 'without labels'
-    if data.class_names:
+    if common.PSEUDO in config.stages:
+        classes = f'{context.seen_by(context.runs[0]).num_classes} classes found without labels'
+    elif data.class_names:
         names = ', '.join(data.class_names[:20]) + (', ...' if data.num_classes > 20 else '')
         classes = f'{data.num_classes} classes ({names})'
     each = f', each with {seeds} training seed{"s" if seeds > 1 else ""}' if trained else ''
@@ -352,7 +354,7 @@ def tsne(context: Context, run):
 
 def mistaken(context: Context, scored, run) -> dict:
     """The ID images that look most outlying to one detector, the OOD images that look least so."""
-    data, method = context.data, context.config.report.score
+    data, method = context.seen_by(run), context.config.report.score
     s = next(s for s in scored if (s.arm, s.seed, s.method) == (run.arm, run.seed, method))
     names = data.id.train.class_names
     look = lambda examples: _Images(examples)
