@@ -57,7 +57,7 @@ def fits(config, data, devices, model, section, where: str, num_outliers: int = 
     }
     method, keywords = _method(section, where)
     seen = network_shape(config, train.shape)
-    if method.loss_fn is None:
+    if not method.trains:
         with common.rehearsal('config.backbone'):
             jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(seen), train=False))
         return
@@ -107,7 +107,7 @@ def fit(
     variables = _init(model)(key_for(root, 'init'), jnp.zeros(seen))
     if initial is not None:
         variables = {k: v | {'backbone': initial[k]['backbone']} for k, v in variables.items()}
-    if method.loss_fn is None:
+    if not method.trains:
         return jax.device_get(variables), {}
     optimizer, optimizer_keywords = configs.pick(
         state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer', given=('steps',)

@@ -32,6 +32,7 @@ def build(labels, num_classes, alpha_bar, edit, *, depth: int = 100, same: float
             T = 1000, best 100.
         same: share of candidates that are led to their own class, c_r = ỹ: ID images that have been
             through the denoiser, no outliers. Our control for detectors that only see its traces.
+            `shared['same']` overrides it where it is: traced, so another share compiles nothing.
 
     Returns:
         rows; beside `image` it gives `source` (the row of the image), `label` (ỹ), `first` (c_r)
@@ -53,7 +54,8 @@ def build(labels, num_classes, alpha_bar, edit, *, depth: int = 100, same: float
     def rows(shared, index, key):
         source = order[index % count]
         label = labels[source]
-        wanted, discrepant = draw(key, index, label, num_classes=num_classes, same=same)
+        share = shared.get('same', same)
+        wanted, discrepant = draw(key, index, label, num_classes=num_classes, same=share)
         x_0 = to_unit(shared['images'][source])
         keys = key_each(key_for(key, 'noise'), index)
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(keys)

@@ -19,7 +19,7 @@ from jaxood.models.heads import HEADS, Linear
 SMALL = CNN(widths=(4, 8))
 MODEL = Classifier(SMALL, Linear(2))
 DROPPING = WRN(depth=10, width=1, base=4, dropout=0.3)
-TRAINING = [name for name, method in DETECTORS.items() if method.loss_fn is not None]
+TRAINING = [name for name, method in DETECTORS.items() if method.trains]
 KEY = jax.random.key(5)
 
 
