@@ -169,37 +169,44 @@ def strided(num_steps: int, steps: int, start: int | None = None) -> np.ndarray:
     return np.linspace(start, 0, steps + 1).round().astype(np.int32)
 
 
-def leading(
-    num_steps: int, steps: int, *, skip: int = 0, end: int = 1, start: int | None = None
-) -> np.ndarray:
-    """Stable Diffusion's times, as the `timesteps` of `sample`: T = 1000 and 50 steps give 982, 962
-    ... 22, 2 and 1.
+def leading(num_steps: int, steps: int, *, end: int = 1, start: int | None = None) -> np.ndarray:
+    """Stable Diffusion's times: T = 1000 and 50 steps give 982, 962 ... 22, 2 and 1.
 
-    The official samplers and diffusers ("leading" spacing with an offset of 1) count from 0:
+    The official samplers, and diffusers with "leading" spacing and an offset of 1, count from 0:
     981, 961 ... 21, 1, and then go to their ᾱ_0, our `alpha_bar[1]`.
 
     Args:
         num_steps: T.
         steps: network calls from the top down.
-        skip: lowest times to leave out of steps + skip; diffusers' DPM-Solver does so with 1.
         end: where the chain ends: 1, or 0 for clean data.
         start: where it begins, if not at the top: at exactly this time, followed by those of the
             grid below it. At `end` or below there is nothing to undo.
 
     Returns:
-        int32[steps + 1], descending; shorter with `start`.
+        int32[steps + 1], descending, the `timesteps` of `sample`; shorter with `start`.
     """
-    if not 1 <= steps <= num_steps - skip or (steps + skip - 1) * (num_steps // (steps + skip)) > (
-        num_steps - 2
-    ):
-        raise UserError(f'steps={steps} are too many or too few for {num_steps} times.')
-    if start is not None and not 0 <= start <= num_steps:
-        raise UserError(f'start={start} is no time of this chain. Give one in 0..{num_steps}.')
-    stride = num_steps // (steps + skip)
-    grid = np.arange(steps + skip - 1, skip - 1, -1) * stride + 2
+    if not 1 <= steps <= num_steps // 2:
+        raise UserError(f'steps={steps} must be in 1..{num_steps // 2} on this grid.')
+    return _walk(np.arange(steps)[::-1] * (num_steps // steps) + 2, end, start, num_steps)
+
+
+def spread(num_steps: int, steps: int, *, end: int = 0, start: int | None = None) -> np.ndarray:
+    """The times of diffusers' DPM-Solver ("linspace" spacing): 1000, 950 ... 51 and 0 for 20 steps.
+
+    From 999 down in its count, without the lowest, and then to clean data. Arguments and result as
+    in `leading`.
+    """
+    if not 1 <= steps < num_steps:
+        raise UserError(f'steps={steps} must be in 1..{num_steps - 1} on this grid.')
+    return _walk(np.linspace(0, num_steps - 1, steps + 1).round()[:0:-1] + 1, end, start, num_steps)
+
+
+def _walk(times, end, start, num_steps):
     if start is not None:
-        grid = np.array([start, *grid[grid < start]])
-    return np.array([*grid[grid > end], end if grid[0] > end else grid[0]], np.int32)
+        if not 0 <= start <= num_steps:
+            raise UserError(f'start={start} is no time of this chain. Give one in 0..{num_steps}.')
+        times = np.array([start, *times[times < start]])
+    return np.array([*times[times > end], min(end, times[0])], np.int32)
 
 
 def with_repeat(timesteps: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ _NUMBERED = re.compile(
 )
 _ARRAY = re.compile(r'(?<=\.)(kernel|scale|embedding)$')
 _OLD_VAE = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
+TYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 ENDINGS = ('.safetensors', '.bin', '.ckpt')
 POINTER = b'version https://git-lfs'  # how a Git LFS pointer begins
 
@@ -38,14 +39,16 @@ class Target(NamedTuple):
     Attributes:
         path: e.g. 'encoder/layers_0/mlp/fc1/kernel'.
         shape: of it.
+        is_flax: whether it is stored in Flax's layout already.
     """
 
     path: str
     shape: tuple[int, ...]
+    is_flax: bool = False
 
     def ours(self, array: np.ndarray) -> np.ndarray:
         """PyTorch's layout -> Flax's. A matrix may have been kept as a 1x1 convolution."""
-        if not self.path.endswith('/kernel'):
+        if self.is_flax or not self.path.endswith('/kernel'):
             return array
         if len(self.shape) == 2:
             return array.reshape(array.shape[:2]).T if array.shape[2:] == (1, 1) else array.T
@@ -53,7 +56,7 @@ class Target(NamedTuple):
 
     def theirs(self, array: np.ndarray) -> np.ndarray:
         """Flax's layout -> PyTorch's."""
-        if not self.path.endswith('/kernel'):
+        if self.is_flax or not self.path.endswith('/kernel'):
             return array
         return array.T if len(self.shape) == 2 else array.transpose(3, 2, 0, 1)
 
@@ -192,22 +195,25 @@ class Arrays:
 
     Attributes:
         shapes: name -> shape; `renamed` has been applied.
+        dtypes: name -> NumPy's name of the type.
         files: where they come from.
     """
 
     def __init__(self, files: Iterable[pathlib.Path], renamed: Callable[[str], str] = str):
-        self.files, self.shapes, self._read = tuple(files), {}, {}
+        self.files = tuple(files)
+        self.shapes, self.dtypes, self._read = {}, {}, {}
         for file in self.files:
             with blame(str(file)):
-                for name, shape, read in _opened(file):
-                    self.shapes[renamed(name)], self._read[renamed(name)] = shape, read
+                for original, shape, dtype, read in _opened(file):
+                    name = renamed(original)
+                    self.shapes[name], self.dtypes[name], self._read[name] = shape, dtype, read
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._read[name]()
 
 
-def _opened(file: pathlib.Path) -> Iterator[tuple[str, tuple[int, ...], Callable]]:
-    """(name, shape, function that reads) of every array of a file."""
+def _opened(file: pathlib.Path) -> Iterator[tuple[str, tuple[int, ...], str, Callable]]:
+    """(name, shape, type, function that reads) of every array of a file."""
     if not file.is_file():
         raise UserError('there is no such file, though an index or a folder promises it.')
     with open(file, 'rb') as f:
@@ -220,13 +226,16 @@ def _opened(file: pathlib.Path) -> Iterator[tuple[str, tuple[int, ...], Callable
         try:
             opened = safetensors.safe_open(file, 'np')
             for name in opened.keys():  # noqa: SIM118 - not a mapping
-                shape = tuple(opened.get_slice(name).get_shape())
-                yield name, shape, lambda name=name: opened.get_tensor(name)
+                part = opened.get_slice(name)
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                dtype = TYPES.get(dtype, dtype)
+                yield name, shape, dtype, lambda name=name: opened.get_tensor(name)
         except (safetensors.SafetensorError, OSError) as e:
             pretrained.refuse(file, e, False)
         return
     for name, tensor in pretrained.torch_tensors(file, mmap=True).items():
-        yield name, tuple(tensor.shape), lambda tensor=tensor: _numpy(tensor)
+        dtype = str(tensor.dtype).removeprefix('torch.')
+        yield name, tuple(tensor.shape), dtype, lambda tensor=tensor: _numpy(tensor)
 
 
 def _numpy(tensor):
@@ -279,9 +288,11 @@ def convert(
     misfits = []
     for name, target in targets.items():
         shape = arrays.shapes.get(found.get(name))
-        fits = shape is not None and _shape_of_ours(target, shape) == target.shape
-        if not fits:
-            misfits.append((name, shape or 'missing', _shape_of_theirs(target)))
+        if shape is None or _shape_of_ours(target, shape) != target.shape:
+            here = 'missing' if shape is None else shape
+            misfits.append((name, here, shape_of_theirs(target)))
+        elif (dtype := arrays.dtypes[found[name]]) not in TYPES.values():
+            misfits.append((name, dtype, ' or '.join(TYPES.values())))
     for name, original in found.items():
         if name not in targets and not re.fullmatch(component.ignored, name):
             misfits.append((original, arrays.shapes[original], 'unused'))
@@ -294,7 +305,7 @@ def convert(
 
     def each():
         for name, target in targets.items():
-            array = np.ascontiguousarray(target.ours(arrays[found[name]]))
+            array = np.asarray(target.ours(arrays[found[name]]), order='C')
             if not np.isfinite(array.astype(np.float32)).all():
                 raise UserError(f'{where}: {name} holds numbers that are not finite.')
             yield target.path, array
@@ -315,5 +326,6 @@ def _shape_of_ours(target, shape):
         return None
 
 
-def _shape_of_theirs(target):
+def shape_of_theirs(target: Target) -> tuple[int, ...]:
+    """The shape that becomes the target's."""
     return target.theirs(np.broadcast_to(np.float32(0), target.shape)).shape

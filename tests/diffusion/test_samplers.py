@@ -201,16 +201,19 @@ def test_stable_diffusions_times():
     grid = samplers.leading(1000, 50)
     np.testing.assert_array_equal(grid, [*range(982, 0, -20), 1])
     np.testing.assert_array_equal(samplers.leading(1000, 3), [668, 335, 2, 1])
-    dpm = samplers.leading(1000, 20, skip=1, end=0)  # DPMSolverMultistepScheduler: 941 ... 48
-    np.testing.assert_array_equal(dpm, [*range(942, 48, -47), 0])
+    dpm = samplers.spread(1000, 20)  # DPMSolverMultistepScheduler: 999, 949 ... 549, 500 ... 50
+    np.testing.assert_array_equal(dpm, [*range(1000, 549, -50), *range(501, 50, -50), 0])
+    np.testing.assert_array_equal(samplers.spread(1000, 20, start=101), [101, 51, 0])
     np.testing.assert_array_equal(samplers.leading(1000, 50, start=42), [42, 22, 2, 1])
     np.testing.assert_array_equal(samplers.leading(1000, 50, start=50), [50, 42, 22, 2, 1])
     for start in (1, 0):
         np.testing.assert_array_equal(samplers.leading(1000, 50, start=start), [start])
     assert len(samplers.with_repeat(samplers.leading(1000, 1))) == 2
-    for steps, start in [(0, None), (1001, None), (1000, None), (50, -1), (50, 1001)]:
-        with pytest.raises(UserError, match='too many or too few|no time of this chain'):
+    for steps, start in [(0, None), (501, None), (50, -1), (50, 1001)]:
+        with pytest.raises(UserError, match=r'in 1\.\.500|no time of this chain'):
             samplers.leading(1000, steps, start=start)
+    with pytest.raises(UserError, match=r'in 1\.\.999'):
+        samplers.spread(1000, 1000)
 
 
 def test_a_grid_may_end_above_zero():

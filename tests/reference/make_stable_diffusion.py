@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import sys
+import tempfile
 import zlib
 
 import numpy as np
@@ -306,13 +307,13 @@ def pipeline_outputs(name):
     for sampler, kind in SAMPLERS.items():
         pipe.scheduler = getattr(diffusers, kind).from_config(scheduler.config, clip_sample=False)
         out[sampler] = sample(pipe, start)
-    configs = {'unet': dict(unet.config), 'vae': dict(vae.config)}
-    configs = {k: json.loads(json.dumps(v, default=list)) for k, v in configs.items()}
-    configs['text_encoder'] = json.loads(text.config.to_json_string())
-    configs['scheduler'] = {'_class_name': 'PNDMScheduler'} | json.loads(
-        json.dumps(dict(scheduler.config), default=list)
-    )
-    configs['.'] = json.loads(json.dumps(dict(pipe.config), default=list))
+    pipe.scheduler = scheduler
+    with tempfile.TemporaryDirectory() as place:
+        pipe.save_pretrained(place)
+        files = {'.': 'model_index', 'scheduler': 'scheduler/scheduler_config'}
+        files |= {name: f'{name}/config' for name in found}
+        read = lambda file: json.loads(pathlib.Path(place, f'{file}.json').read_text())
+        configs = {name: read(file) for name, file in files.items()}
     return out, names, configs
 
 
