@@ -6,8 +6,8 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               the commands; they parse before they import JAX
     deployed                  a trained detector as a function of images
     experiment                arms x seeds through the stages: plan, reuse, resume
-    stages/                   train_diffusion train_judges synthesise train_detector (or
-                              load_weights) score report: they alone read the config, and leave
+    stages/                   pseudo_label train_diffusion train_judges synthesise train_detector
+                              (or load_weights) score report: they alone read the config, and leave
                               artefacts; beside them `networks`, whose features of a set are kept;
                               sections/ are parts of the report, one a method
     config artefacts          sections, arms, fingerprints; folders named by what made them
@@ -20,6 +20,8 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               diffusers and transformers: stable_diffusion/, clip/); losses; OOD
                               scores; sources, splits, batches; the one training loop
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
+    neighbours clustering frechet
+                              the nearest in a bank; clusters against classes; distance of features
     errors console            what the user can mend; what a run says
 
 Four systems are being built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.

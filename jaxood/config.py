@@ -35,9 +35,9 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('root', 'on_error', 'memory_limit', 'device_limit'),
         *('size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation', 'validation_from', 'test'),
-        *('id', 'ood', 'validation_ood'),
+        *('labels', 'id', 'ood', 'validation_ood'),
     ),
-    'pseudo_label': (),
+    'pseudo_label': ('smallest',),
     'tokens': (),
     'words': (),
     'generator': (),
@@ -46,21 +46,28 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('ema_decay', 'log_every', 'checkpoint_every'),
     ),
     'sampler': ('steps', 'guidance'),
-    'outliers': ('count', 'max_candidates', 'shard_size'),
+    'outliers': ('count', 'per_image', 'max_candidates', 'shard_size'),
     'pipeline': (
         *('names', 'template', 'positions', 'plain', 'clip', 'autoencoder', 'unet'),
         *('guidance', 'sampling_steps', 'samples'),
     ),
     'filter': ('quantile', 'count', 'backbone', 'training'),
     'weights': (),
-    'preprocessing': ('mean', 'std'),
+    'preprocessing': ('mean', 'std', 'size', 'matched'),
     'backbone': (),
     'head': (),
     'detector': (
         *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
+        *('init', 'frozen', 'log_every', 'checkpoint_every'),
+    ),
+    'taps': ('at', 'pool'),
+    'restorer': (
+        *('last', 'schedule', 'epochs', 'batch_size', 'optimizer', 'ema_decay'),
         *('log_every', 'checkpoint_every'),
     ),
-    'scores': ('sweep',),
+    'restoration': ('stride', 'eta'),
+    'pixels': ('count', 'steps', 'every', 'single', 'batch_size'),
+    'scores': ('sweep', 'on'),
     'arms': (),
     'report': (
         'title',
@@ -78,22 +85,19 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir', 'weights')  # these are no sections
 LABELLED = ('scores', 'arms')  # the keys of these are labels
-UNNAMED = (
-    'parallel',
-    'data',
-    'diffusion',
-    'pipeline',
-    'preprocessing',
-    'report',
-)  # these name no entry
+UNNAMED = (  # these name no entry
+    *('parallel', 'data', 'diffusion', 'pipeline', 'preprocessing', 'taps', 'restoration'),
+    *('pixels', 'report'),
+)
 # Belong to the experiment: its runs are compared, so no arm may have its own.
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
 OPTIONAL = frozenset(
     (
-        *('artefacts_dir', 'num_devices', 'outlier_ratio'),
+        *('artefacts_dir', 'num_devices', 'outlier_ratio', 'count', 'per_image', 'max_candidates'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('names', 'mean', 'std', 'arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
+        *('labels', 'names', 'mean', 'std', 'matched', 'at', 'last', 'init', 'frozen'),
+        *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
     )
 )
 

@@ -13,11 +13,13 @@ temperature), a static field of a `flax.struct` where it sets a shape (KNN's k).
 `bank` and `outputs` are dicts: `logits` float32[B, K], `features` float32[B, D] (penultimate,
 pooled), `labels`?, `is_outlier`?, `index`. `head` has `kernel` [D, K] and `bias` [K]. A bank's
 arrays may be memory maps of any length (`streaming`); `bank['validation']`? is the same for
-held-out ID images, `bank['validation_ood']`? for validation outliers. Fits that belong on held-out
+held-out ID images, `bank['validation_ood']`? for validation outliers, `bank['outliers']`? for
+those that the detector was trained on. Fits that belong on held-out
 images read `bank.get('validation', bank)`.
 
-`needs` is what must have been computed: 'logits', 'features' (both run from cached outputs), 'maps'
-or 'network'. With the last two
+`needs` is what must have been computed: 'logits', 'features', 'restored' (these run from cached
+outputs; the last from what a restorer makes of the features, see `reconstruction`), 'maps' or
+'network'. With the last two
 
     outputs['images']     standardised float32[B, H, W, C];  outputs['maps']: each stage's
     head['network']       forward(images) and resume(stage, map) -> outputs, pure; std, float32[C]
@@ -35,7 +37,9 @@ from jaxood.scores import (
     logit,
     maps,
     multilayer,
+    reconstruction,
     shaping,
+    votes,
     weiper,
 )
 
@@ -89,6 +93,8 @@ SCORES = {
     'fdbd': Score(distance.fit_fdbd, distance.fdbd, needs='features'),
     'nci': Score(distance.fit_nci, distance.nci, needs='features'),
     'she': Score(distance.fit_she, distance.she, needs='features'),
+    # votes.py
+    'votes': Score(votes.fit_votes, votes.votes, needs='features'),
     # gaussian.py
     'mds': Score(gaussian.fit_mds, gaussian.mds, needs='features'),
     'rmds': Score(gaussian.fit_rmds, gaussian.rmds, needs='features'),
@@ -97,6 +103,10 @@ SCORES = {
     # multilayer.py
     'mds_ensemble': Score(multilayer.fit_mds_ensemble, multilayer.mds_ensemble, needs='network'),
     'combood': Score(multilayer.fit_combood, multilayer.combood, needs='network'),
+    # reconstruction.py
+    'mse': Score(reconstruction.fit_mse, reconstruction.mse, needs='restored'),
+    'lr': Score(reconstruction.fit_lr, reconstruction.lr, needs='restored'),
+    'mfsim': Score(reconstruction.fit_mfsim, reconstruction.mfsim, needs='restored'),
     # weiper.py
     'weiper': Score(weiper.fit_weiper, weiper.weiper, needs='features'),
 }

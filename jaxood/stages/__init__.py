@@ -21,6 +21,8 @@ A stage is a module with
 
 from jaxood.stages import (
     load_weights,
+    pseudo_label,
+    reconstruct_pixels,
     report,
     score,
     synthesise,
@@ -28,15 +30,19 @@ from jaxood.stages import (
     train_diffusion,
     train_judges,
     train_pipeline,
+    train_restorer,
 )
 
 STAGES = {
     'train_pipeline': train_pipeline,
+    'pseudo_label': pseudo_label,
     'train_diffusion': train_diffusion,
     'train_judges': train_judges,
     'synthesise': synthesise,
     'train_detector': train_detector,
     'load_weights': load_weights,
+    'train_restorer': train_restorer,
     'score': score,
+    'reconstruct_pixels': reconstruct_pixels,
     'report': report,
 }

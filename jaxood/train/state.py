@@ -40,6 +40,7 @@ def sgd(
     final_learning_rate: float = 1e-6,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    nesterov: bool = True,
 ) -> optax.GradientTransformation:
     """SGD with Nesterov momentum, cosine to `final_learning_rate` over `steps`, coupled decay.
 
@@ -51,7 +52,7 @@ def sgd(
         learning_rate, steps, alpha=final_learning_rate / learning_rate
     )
     return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum, nesterov=True)
+        optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum, nesterov=nesterov)
     )
 
 
@@ -62,6 +63,7 @@ def adam(
     warmup: int = 0,
     final_learning_rate: float | None = None,
     clip: float | None = None,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam, constant (DDPM's official recipe: 2e-4) or cosine to `final_learning_rate`.
 
@@ -69,6 +71,7 @@ def adam(
         steps: of the whole training; the cosine ends there.
         warmup: steps of linear warm-up from 0.
         clip: the largest global gradient norm; None does not clip.
+        weight_decay: added to the gradient times the parameter, as PyTorch's Adam does.
     """
     _check_rate(learning_rate)
     if not 0 <= warmup < steps:
@@ -80,7 +83,17 @@ def adam(
         0.0 if warmup else learning_rate, learning_rate, warmup, steps, end_value=final
     )
     before = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    before += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     return optax.chain(*before, optax.adam(schedule))
+
+
+def adamw(
+    *, steps: int, learning_rate: float = 1e-4, weight_decay: float = 1e-4
+) -> optax.GradientTransformation:
+    """AdamW (β .9, .999) at a constant rate: DLSR's, whose paper has these defaults (its official
+    code 1e-5 and 0.02)."""
+    _check_rate(learning_rate)
+    return optax.adamw(learning_rate, weight_decay=weight_decay)
 
 
 def _check_rate(learning_rate):
@@ -88,4 +101,4 @@ def _check_rate(learning_rate):
         raise UserError(f'learning_rate={learning_rate} must be above 0.')
 
 
-OPTIMIZERS = {'sgd': sgd, 'adam': adam}
+OPTIMIZERS = {'sgd': sgd, 'adam': adam, 'adamw': adamw}

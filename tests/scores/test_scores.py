@@ -38,6 +38,7 @@ BLIND_SPOTS = {
     'rankfeat': {'mid': 0.45, 'orth': 0.55, 'origin': 0.41, 'double': 0.59},
     'gram': {'mid': 0.55, 'orth': 0.99, 'origin': 0.91, 'double': 1.00},
     'knn': {'mid': 0.92, 'orth': 0.94, 'origin': 1.00, 'double': 0.50},
+    'votes': {'mid': 0.91, 'orth': 0.92, 'origin': 0.99, 'double': 0.50},
     'nnguide': {'mid': 0.93, 'orth': 0.63, 'origin': 1.00, 'double': 0.03},
     'relation': {'mid': 0.94, 'orth': 0.94, 'origin': 1.00, 'double': 0.50},
     'fdbd': {'mid': 0.95, 'orth': 0.92, 'origin': 1.00, 'double': 0.53},
@@ -54,12 +55,16 @@ BLIND_SPOTS = {
         'double': 1.00,
     },  # both stages are h
     'combood': {'mid': 0.91, 'orth': 0.90, 'origin': 1.00, 'double': 1.00},
+    # Of a restorer that knows the classes' directions alone: see toy.py.
+    'mse': {'mid': 0.50, 'orth': 1.00, 'origin': 0.50, 'double': 0.99},
+    'lr': {'mid': 0.84, 'orth': 0.50, 'origin': 1.00, 'double': 0.01},
+    'mfsim': {'mid': 0.70, 'orth': 0.50, 'origin': 0.94, 'double': 0.50},
     'weiper': {'mid': 0.61, 'orth': 0.68, 'origin': 0.68, 'double': 0.99},
 }
 # z -> z + a
 SHIFT_INVARIANT = {'msp', 'tempscale', 'entropy', 'gen', 'klm', 'gradnorm', 'relation', 'fdbd'}
 SHIFTED = {'maxlogit', 'energy', 'vim'}  # ... moves these by -a
-SCALE_INVARIANT = {'maxcos', 'knn', 'nnguide', 'relation'}  # h -> a h, bank included
+SCALE_INVARIANT = {'maxcos', 'knn', 'votes', 'nnguide', 'relation'}  # h -> a h, bank included
 # h -> Q h with W -> W Qᵀ
 ROTATION_INVARIANT = {
     'msp',
@@ -72,6 +77,7 @@ ROTATION_INVARIANT = {
     'maxcos',
     'normcos',
     'knn',
+    'votes',
     'nnguide',
     'relation',
     'fdbd',
