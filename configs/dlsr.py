@@ -52,7 +52,9 @@ the ID classes: the figures are not those of its setting, and MSP's are of a cla
 So mse and mfsim fall with the depth, as in the paper's figure, but do not fail at t = 1, as they do
 there; lr does. mfsim by width 224, 112, 56: 98.68, 98.65, 98.11; by 4, 2, 1 residual blocks: 98.68,
 98.73, 98.66; last block alone: 96.99 (all three minus it +1.70, -0.55 to 4.56).
-@RESIZE@
+`resize` (seen at 32 pixels; photographs of 32, or shrunk to 8 first): mfsim 97.93 both ways, 100.00
+on photographs; no resolution is needed to tell those apart.
+
 `:digits,pixels` (seed 0, an unconditional U-Net of 16 channels, 128 images of each set):
 
                           mean AUROC   images/s
@@ -379,13 +381,14 @@ def pixels(c):
         label_dropout=1.0,  # unconditional
         flip=False,
         steps=1500 if tiny else 500,
-        batch_size=64,
+        batch_size=64 if tiny else 32,
         optimizer=dict(name='adam', learning_rate=1e-3, warmup=50, final_learning_rate=1e-5),
         ema_decay=0.9999,
         log_every=100,
         checkpoint_every=1000,
     )
-    c.pixels = dict(count=128 if tiny else 16, steps=100, every=4, single=26, batch_size=64)
+    some = 128 if tiny else 8  # images of each set
+    c.pixels = dict(count=some, steps=100, every=4, single=26, batch_size=some)
     c.seeds = c.seeds[:1]
 
 

@@ -96,11 +96,6 @@ class Context:
         """Rows of one inference call, a multiple of the number of devices."""
         return self.devices.batch_size(self.config.parallel.inference_batch)
 
-    def inputs_of(self, run: configs.Run) -> dict[str, Artefact]:
-        """For a stage ACROSS runs: the artefacts of one run, by their stages."""
-        mine = f'{run.name}/'
-        return {k.removeprefix(mine): v for k, v in self.inputs.items() if k.startswith(mine)}
-
     def sharing(self, stage: str) -> list[tuple[Artefact, list[str]]]:
         """For a stage ACROSS runs: the artefacts of another stage, each with the arms it serves."""
         found: dict[str, tuple[Artefact, dict]] = {}
