@@ -6,8 +6,8 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               the commands; they parse before they import JAX
     deployed                  a trained detector as a function of images
     experiment                arms x seeds through the stages: plan, reuse, resume
-    stages/                   train_diffusion train_judges synthesise train_detector (or
-                              load_weights) train_restorer score reconstruct_pixels report: they
+    stages/                   pseudo_label train_diffusion train_judges synthesise train_detector
+                              (or load_weights) train_restorer score reconstruct_pixels report: they
                               alone read the config, and leave artefacts; beside them `networks` and
                               `restorers`, what they make of a set being kept; sections/ are parts
                               of the report, one a method
@@ -17,9 +17,12 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               methods; tables, figures and the page
     diffusion/ models/ losses/ scores/ data/ train/
                               schedules, process, samplers; Flax networks, and the way to them from
-                              public checkpoints (pretrained, layouts); losses; OOD scores; sources,
-                              splits, batches; the one training loop
+                              public checkpoints (pretrained, layouts; components for folders of
+                              diffusers and transformers: stable_diffusion/, clip/); losses; OOD
+                              scores; sources, splits, batches; the one training loop
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
+    neighbours clustering frechet
+                              the nearest in a bank; clusters against classes; distance of features
     errors console            what the user can mend; what a run says
 
 Four systems are being built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.

@@ -37,7 +37,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('held_out', 'held_out_validation', 'validation', 'validation_from', 'test'),
         *('labels', 'id', 'ood', 'validation_ood'),
     ),
-    'pseudo_label': (),
+    'pseudo_label': ('smallest',),
     'tokens': (),
     'words': (),
     'generator': (),
@@ -46,7 +46,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('ema_decay', 'log_every', 'checkpoint_every'),
     ),
     'sampler': ('steps', 'guidance'),
-    'outliers': ('count', 'max_candidates', 'shard_size'),
+    'outliers': ('count', 'per_image', 'max_candidates', 'shard_size'),
     'filter': ('quantile', 'count', 'backbone', 'training'),
     'weights': (),
     'preprocessing': ('mean', 'std', 'size', 'matched'),
@@ -54,7 +54,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     'head': (),
     'detector': (
         *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
-        *('log_every', 'checkpoint_every'),
+        *('init', 'frozen', 'log_every', 'checkpoint_every'),
     ),
     'taps': ('at', 'pool'),
     'restorer': (
@@ -89,10 +89,10 @@ UNNAMED = (  # these name no entry
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
 OPTIONAL = frozenset(
     (
-        *('artefacts_dir', 'num_devices', 'outlier_ratio'),
+        *('artefacts_dir', 'num_devices', 'outlier_ratio', 'count', 'per_image', 'max_candidates'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('labels', 'mean', 'std', 'matched', 'at', 'last'),
+        *('labels', 'mean', 'std', 'matched', 'at', 'last', 'init', 'frozen'),
         *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
     )
 )

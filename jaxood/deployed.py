@@ -21,6 +21,24 @@ from jaxood.stages.common import VALIDATION
 COLUMNS = ('file', 'score', 'p_value', 'decision', 'class', 'threshold')
 
 
+def _bank_again(config, made, folder):
+    """The images that scores are fitted on, where what the network says of them is gone."""
+    try:
+        synthesised = made.get('synthesise')
+        if (
+            'synthesise' in score_stage.inputs(config)
+            and not (synthesised / 'outliers.npz').exists()
+        ):
+            raise UserError(f'{synthesised.folder} has no outliers.npz any more.')
+        return scorers.banked(common.seen(config, made), synthesised)
+    except UserError as e:
+        raise UserError(
+            f'{folder}: the detector has no bank to compare images with: neither its features '
+            f'(artefacts/features) nor the images that they are computed from are there. {e} Run '
+            'the command that trained it again; it goes on where it was.'
+        ) from e
+
+
 class Detector:
     """A trained detector, its score fitted, its threshold set on held-out ID images.
 
@@ -51,7 +69,7 @@ class Detector:
         self.network, self.batch = network, network.rows
         self.known = np.sort(artefacts.load(scores / f'{label}/{VALIDATION}.npz')['score'])
         store = Store(scores.folder.parent.parent)
-        read = lambda: scorers.banked(common.load_data(config))
+        read = lambda: _bank_again(config, made, folder)
         bank = scorers.Bank(store, network, scores.done['bank'], read)
         section = json.loads((scores / f'{label}.json').read_text())['settings']
         where = f'{folder}: score {label}'

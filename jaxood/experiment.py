@@ -104,7 +104,7 @@ def check_tasks(tasks: Sequence[Task], wanted: Sequence[str], devices) -> None:
         if task.stage not in wanted or task.artefact.done is not None:
             continue
         config, stage = task.runs[0].config, STAGES[task.stage]
-        data = common.load_data(config)
+        data = common.seen(config, task.inputs)
         if stage.needs_labels(config):
             common.check_labels(data, task.stage)
         stage.fits(config, data, devices)
@@ -166,7 +166,7 @@ def perform(task: Task, store: Store, devices: parallel.Devices, repro: dict) ->
         facts = STAGES[task.stage].run(
             common.Context(
                 config=run.config,
-                data=common.load_data(run.config),
+                data=common.seen(run.config, task.inputs),
                 devices=devices,
                 artefact=task.artefact,
                 inputs=task.inputs,

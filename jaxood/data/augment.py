@@ -35,6 +35,11 @@ def standardise(
         if side is not None:
             shape = (x.shape[0], side, side, x.shape[-1])
             x = jax.image.resize(x, shape, 'bilinear', antialias=True)
+    return normalise(x, mean, std)
+
+
+def normalise(x: jax.Array, mean, std) -> jax.Array:
+    """(x - mean) / std of levels in [0, 1]; `mean` and `std` have C entries, or one."""
     return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 

@@ -28,7 +28,13 @@ def stream(images, index, key, prepare):
 
 def forward(params, extra, images, keys, labels, *, model, step):
     """One forward pass in training mode -> (logits, the new extra). Label -1: no target."""
-    outputs, extra = model.apply(
+    outputs, extra = apply(params, extra, images, keys, labels, model=model, step=step)
+    return outputs['logits'], extra
+
+
+def apply(params, extra, images, keys, labels, *, model, step):
+    """The same -> (all outputs, the new extra)."""
+    return model.apply(
         {'params': params, **extra},
         images,
         train=True,
@@ -37,7 +43,6 @@ def forward(params, extra, images, keys, labels, *, model, step):
         step=step,
         mutable=list(extra),
     )
-    return outputs['logits'], extra
 
 
 def accuracy(logits, labels):

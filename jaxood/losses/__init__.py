@@ -1,5 +1,6 @@
 """Loss functions of logits and features, one float32 value a row; the mean is the detector's.
 
 `detection`: cross-entropy, outlier exposure, KL to and from the uniform distribution.
+`selfsup`: contrast, clusters and self-given labels, of whole batches.
 `margin`: cosines, angular margins, AdaCos's scale: what heads make logits of.
 """

@@ -40,6 +40,34 @@ def kl_p_uniform(logits: jax.Array) -> jax.Array:
     return jnp.log(logits.shape[-1]) + jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
+def three_head(
+    g_bin: jax.Array,
+    g_in: jax.Array | None,
+    g_out: jax.Array | None,
+    labels: jax.Array,
+    outlier: jax.Array,
+) -> dict[str, jax.Array]:
+    """The terms CE(g_bin, I), (1 - I) CE(g_in, ỹ) and I CE(g_out, ỹ) of each row. SD-outliers.
+
+    Outlier rows send no gradient into g_in, ID rows none into g_out.
+
+    Args:
+        g_bin: float[B, 2], class 1 is "outlier"; g_in, g_out: float[B, C], or None for that term
+            to be left out.
+        labels: ỹ int32[B], of an outlier that of its source; -1 for one without a source.
+        outlier: I, bool[B].
+
+    Returns:
+        'bin', 'in', 'out': float32[B] each. At zero logits log 2, log C, log C.
+    """
+    terms = {'bin': cross_entropy(g_bin, outlier.astype(jnp.int32))}
+    classes = jnp.maximum(labels, 0)
+    for name, logits, counts in (('in', g_in, ~outlier), ('out', g_out, outlier & (labels >= 0))):
+        if logits is not None:
+            terms[name] = jnp.where(counts, cross_entropy(logits, classes), 0.0)
+    return terms
+
+
 UNIFORMITY = {'u_p': kl_uniform_p, 'p_u': kl_p_uniform}
 
 

@@ -41,6 +41,48 @@ class Linear(nn.Module):
         return jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias
 
 
+class ThreeHeads(nn.Module):
+    """g_in, a plain linear head, which makes the logits; g_bin and g_out beside it (`branch`).
+
+    Yoon et al., SD-outliers (poster): linear heads of 2, C and C outputs on the same features.
+    """
+
+    num_classes: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, features, labels=None, step=0):
+        uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+        for name, width in (('bin_', 2), ('out_', self.num_classes), ('', self.num_classes)):
+            shape = (features.shape[-1], width)
+            kernel = self.param(f'{name}kernel', uniform, shape, jnp.float32)
+            bias = self.param(f'{name}bias', nn.initializers.zeros, shape[1:], jnp.float32)
+        return jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+
+
+def branch(params: Mapping[str, jax.Array], name: str, features: jax.Array) -> jax.Array:
+    """Logits of g_bin ('bin', float32[B, 2]) or g_out ('out', float32[B, C]) of `ThreeHeads`."""
+    kernel, bias = params[f'{name}_kernel'], params[f'{name}_bias']
+    return jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+
+
+class Projection(nn.Module):
+    """W2 ReLU(W1 h): what SimCLR compares (arXiv:2002.05709, Sec. 2.1). No head of a classifier.
+
+    Attributes:
+        num_classes: entries of the projection, 128 in SCAN's official code; there as many hidden
+            units as features.
+    """
+
+    num_classes: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, features, labels=None, step=0):
+        hidden = nn.relu(nn.Dense(features.shape[-1], name='hidden')(features))
+        return nn.Dense(self.num_classes, name='out')(hidden)
+
+
 class NormFace(nn.Module):
     """z_k = s cos θ_k, without a margin. Wang et al. 2017 (arXiv:1704.06369), Eq. 6.
 
@@ -231,6 +273,7 @@ def _check_margin(margin, low, high, usual):
 
 HEADS = {
     'linear': Linear,
+    'three': ThreeHeads,
     'normface': NormFace,
     'cosface': CosFace,
     'arcface': ArcFace,

@@ -13,7 +13,8 @@ temperature), a static field of a `flax.struct` where it sets a shape (KNN's k).
 `bank` and `outputs` are dicts: `logits` float32[B, K], `features` float32[B, D] (penultimate,
 pooled), `labels`?, `is_outlier`?, `index`. `head` has `kernel` [D, K] and `bias` [K]. A bank's
 arrays may be memory maps of any length (`streaming`); `bank['validation']`? is the same for
-held-out ID images, `bank['validation_ood']`? for validation outliers. Fits that belong on held-out
+held-out ID images, `bank['validation_ood']`? for validation outliers, `bank['outliers']`? for
+those that the detector was trained on. Fits that belong on held-out
 images read `bank.get('validation', bank)`.
 
 `needs` is what must have been computed: 'logits', 'features', 'restored' (these run from cached
@@ -38,6 +39,7 @@ from jaxood.scores import (
     multilayer,
     reconstruction,
     shaping,
+    votes,
     weiper,
 )
 
@@ -91,6 +93,8 @@ SCORES = {
     'fdbd': Score(distance.fit_fdbd, distance.fdbd, needs='features'),
     'nci': Score(distance.fit_nci, distance.nci, needs='features'),
     'she': Score(distance.fit_she, distance.she, needs='features'),
+    # votes.py
+    'votes': Score(votes.fit_votes, votes.votes, needs='features'),
     # gaussian.py
     'mds': Score(gaussian.fit_mds, gaussian.mds, needs='features'),
     'rmds': Score(gaussian.fit_rmds, gaussian.rmds, needs='features'),

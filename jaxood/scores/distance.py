@@ -7,13 +7,9 @@ from flax import struct
 
 from jaxood import console
 from jaxood.errors import UserError
+from jaxood.neighbours import BLOCK, QUERIES, largest, products
 from jaxood.rng import key_each, key_for
 from jaxood.scores import gaussian, logit, streaming
-
-_QUERIES = 128  # rows scored at a time: the table of similarities is never more than 128 x N
-_BLOCK = 32  # columns; `lax.top_k` over a whole row of 50,000 is 20 times slower on a CPU
-_HIGHEST = jax.lax.Precision.HIGHEST
-
 
 # ---- neighbours in a bank ---------------------------------------------------------------------
 
@@ -47,11 +43,11 @@ def knn(params: Neighbours, outputs, head):
     """
 
     def distance(h):
-        best, places = _largest(_products(params.bank, h), params.k, params.count)
+        best, places = largest(products(params.bank, h), params.k, params.count)
         kth = places[jnp.argmin(best)]  # places[-1], for which XLA would sort the whole row
         return jnp.linalg.norm(h - params.bank[kth])
 
-    return jax.lax.map(distance, _unit(outputs), batch_size=_QUERIES)
+    return jax.lax.map(distance, _unit(outputs), batch_size=QUERIES)
 
 
 def fit_nnguide(bank, head, *, k: int = 100, fraction: float = 1.0) -> Neighbours:
@@ -89,9 +85,9 @@ def nnguide(params: Neighbours, outputs, head):
     """
 
     def guide(h):
-        return jnp.mean(_largest(_products(params.bank, h), params.k, params.count)[0])
+        return jnp.mean(largest(products(params.bank, h), params.k, params.count)[0])
 
-    guidance = jax.lax.map(guide, _unit(outputs), batch_size=_QUERIES)
+    guidance = jax.lax.map(guide, _unit(outputs), batch_size=QUERIES)
     return logit.energy(outputs['logits']) * guidance
 
 
@@ -129,28 +125,11 @@ def relation(params: Relations, outputs, head):
 
     def kernel(query):
         h, p = query
-        e = jax.nn.relu(_products(params.bank, h)) * _products(params.p, p)
+        e = jax.nn.relu(products(params.bank, h)) * products(params.p, p)
         return -jnp.sum(jnp.where(e > params.cut, e**params.power, 0.0))
 
     p = jax.nn.softmax(outputs['logits'].astype(jnp.float32))
-    return jax.lax.map(kernel, (_unit(outputs), p), batch_size=_QUERIES)
-
-
-def _largest(row, k, count):
-    """(values, places) of the k largest of row[:count], best first; exact.
-
-    They lie in the k blocks of columns with the largest bests, so two short selections replace a
-    long one. The zeros that fill the last block up may have brought it in: one block more.
-    """
-    table = row.reshape(-1, _BLOCK)
-    _, near = jax.lax.top_k(jnp.max(table, axis=1), min(k + 1, len(table)))
-    places = near[:, None] * _BLOCK + jnp.arange(_BLOCK)
-    best, at = jax.lax.top_k(jnp.where(places < count, table[near], -jnp.inf).ravel(), k)
-    return best, places.ravel()[at]
-
-
-def _products(bank, row):
-    return jnp.dot(row, bank.T, precision=_HIGHEST)  # bank @ row: one more pass over the table
+    return jax.lax.map(kernel, (_unit(outputs), p), batch_size=QUERIES)
 
 
 def _unit(outputs):
@@ -166,7 +145,7 @@ def _id_rows(bank):
 
 def _unit_rows(features, rows):
     """Those rows over their lengths, then zeros up to full blocks: float32[N', D]."""
-    unit = np.zeros((len(rows) + -len(rows) % _BLOCK, features.shape[1]), np.float32)
+    unit = np.zeros((len(rows) + -len(rows) % BLOCK, features.shape[1]), np.float32)
     for at in range(0, len(rows), streaming.ROWS):
         h = features[rows[at : at + streaming.ROWS]]
         lengths = np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)

@@ -21,6 +21,7 @@ A stage is a module with
 
 from jaxood.stages import (
     load_weights,
+    pseudo_label,
     reconstruct_pixels,
     report,
     score,
@@ -32,6 +33,7 @@ from jaxood.stages import (
 )
 
 STAGES = {
+    'pseudo_label': pseudo_label,
     'train_diffusion': train_diffusion,
     'train_judges': train_judges,
     'synthesise': synthesise,

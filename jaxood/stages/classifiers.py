@@ -1,14 +1,17 @@
 """Training and running classifiers: what detectors and judges have in common."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxood import config as configs
 from jaxood import detectors
 from jaxood.data import augment, loader
+from jaxood.errors import ConfigError, blame
 from jaxood.rng import key_for, seed_for
 from jaxood.stages import common, networks
 from jaxood.train import loop, state
@@ -32,6 +35,7 @@ def check(config, section, where: str) -> None:
     configs.whole(section, where, 'crop', minimum=0)
     configs.within(section, where, 'noise', 0.0, np.inf)
     configs.true_or_false(section, where, 'flip')
+    configs.whole({'frozen': section.get('frozen') or 0}, where, 'frozen', minimum=0)
     configs.build(
         state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer', steps=section['steps']
     )
@@ -52,11 +56,19 @@ def fits(config, data, devices, model, section, where: str, num_outliers: int = 
         'outlier_index': jax.ShapeDtypeStruct((num_outliers,), np.int32),
     }
     method, keywords = _method(section, where)
-    loss = _loss(model, section['name'], configs.freeze(keywords), *_augmentation(config, section))
+    seen = network_shape(config, train.shape)
+    if not method.trains:
+        with common.rehearsal('config.backbone'):
+            jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(seen), train=False))
+        return
+    loss = _loss(
+        *(model, section['name'], configs.freeze(keywords), frozen(section, model, where)),
+        *_augmentation(config, section),
+    )
 
     def step(batch):
         key = jax.random.key(0)
-        variables = model.init(key, jnp.zeros((1, *train.shape)), train=False)
+        variables = model.init(key, jnp.zeros(seen), train=False)
         extra = method.init_extra(variables)
         return loss(variables['params'], extra, None, batch, key, jnp.zeros((), jnp.int32))
 
@@ -72,16 +84,18 @@ def fit(
     *,
     purpose: tuple,
     seed: int,
-    outliers: np.ndarray | None,
+    outliers: Mapping[str, np.ndarray] | None,
     folder,
     what: str,
+    initial=None,
 ):
     """Trains one classifier on the ID training images, and on outliers if the method uses them.
 
     Args:
         section: method name, its keywords, and `config.SECTIONS['detector']`'s own keys.
         purpose: sets this training's randomness apart from all others under the same seed.
-        outliers: uint8[M, H, W, C], or None.
+        outliers: `outlier_image` uint8[M, H, W, C] and what else is known of each, or None.
+        initial: variables of a backbone to begin with, in place of random ones.
 
     Returns:
         (variables {'params', 'batch_stats'} as from one device, facts).
@@ -89,15 +103,22 @@ def fit(
     devices, train = context.devices, context.data.id.train
     method, keywords = _method(section, where)
     root = key_for(seed, *purpose)
-    variables = _init(model)(key_for(root, 'init'), jnp.zeros((1, *train.shape)))
+    seen = network_shape(context.config, train.shape)
+    variables = _init(model)(key_for(root, 'init'), jnp.zeros(seen))
+    if initial is not None:
+        variables = {k: v | {'backbone': initial[k]['backbone']} for k, v in variables.items()}
+    if not method.trains:
+        return jax.device_get(variables), {}
     optimizer, optimizer_keywords = configs.pick(
         state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer', given=('steps',)
     )
-    tx = optimizer(steps=section['steps'], **optimizer_keywords)
+    stays = frozen(section, model, where)
+    tx = thaw(optimizer(steps=section['steps'], **optimizer_keywords), stays)
     start = state.create(variables['params'], tx, method.init_extra(variables), ema=False)
     step = _step(
         *(devices, model, section['name'], configs.freeze(keywords)),
         (section['optimizer']['name'], configs.freeze(optimizer_keywords), section['steps']),
+        stays,
         *_augmentation(context.config, section),
     )
     batch_size = section['batch_size']
@@ -137,6 +158,43 @@ def network(context: common.Context, model, variables) -> networks.Network:
     return networks.Network(model, variables, look, '', context.devices, context.num_rows())
 
 
+def network_shape(config, shape) -> tuple[int, int, int, int]:
+    """Of one image as the network sees it: of the data's size, or `config.preprocessing.size`."""
+    size = config.preprocessing.get('size')
+    return (1, *shape) if size is None else (1, size, size, shape[-1])
+
+
+def frozen(section, model, where: str) -> tuple[str, ...]:
+    """Names of the backbone's parts that `frozen` of a training section keeps as they begin."""
+    number = section.get('frozen') or 0
+    if number == 0:
+        return ()
+    first = getattr(model.backbone, 'first', None)
+    if first is None:
+        raise ConfigError(
+            f'{where}.frozen={number}: only a vit has blocks to freeze, and config.backbone.name '
+            'is another. Set it to 0.'
+        )
+    with blame(f'{where}.frozen'):
+        return first(number)
+
+
+def thaw(tx, stays: tuple[str, ...]):
+    """The optimiser, which leaves these parts of the backbone alone, weight decay and all."""
+    if not stays:
+        return tx
+
+    def kinds(params):
+        backbone = {
+            k: jax.tree.map(lambda _, k=k: 'stays' if k in stays else 'moves', v)
+            for k, v in params['backbone'].items()
+        }
+        moves = {k: jax.tree.map(lambda _: 'moves', v) for k, v in params.items()}
+        return moves | {'backbone': backbone}
+
+    return optax.multi_transform({'moves': tx, 'stays': optax.set_to_zero()}, kinds)
+
+
 def outliers_per_batch(section) -> int:
     """How many outliers stand beside the ID images of a batch."""
     return round(section['batch_size'] * section['outlier_ratio'])
@@ -159,15 +217,15 @@ def _init(model):
 
 
 @functools.cache
-def _step(devices, model, method, keywords, optimizer, *augmentation):
+def _step(devices, model, method, keywords, optimizer, stays, *augmentation):
     """The compiled training step. Memoised: arms and seeds that train alike compile once."""
-    loss = _loss(model, method, keywords, *augmentation)
+    loss = _loss(model, method, keywords, stays, *augmentation)
     name, optimizer_keywords, steps = optimizer
-    tx = state.OPTIMIZERS[name](steps=steps, **dict(optimizer_keywords))
+    tx = thaw(state.OPTIMIZERS[name](steps=steps, **dict(optimizer_keywords)), stays)
     return devices.compile_step(functools.partial(loop.train_step, loss_fn=loss, tx=tx))
 
 
-def _loss(model, method, keywords, crop, flip, noise, preprocessing):
+def _loss(model, method, keywords, stays, crop, flip, noise, preprocessing):
     """The `loss_fn` of `loop.train_step` for one of the methods."""
     loss_fn = functools.partial(detectors.DETECTORS[method].loss_fn, model=model, **dict(keywords))
 
@@ -183,8 +241,11 @@ def _loss(model, method, keywords, crop, flip, noise, preprocessing):
 
     def loss(params, extra, data, batch, key, step):
         batch = common.rows(data, batch)
-        if data is not None and 'outlier_image' in data:
-            batch |= {'outlier_image': data['outlier_image'][batch['outlier_index']]}
+        told = [k for k in data or () if k.startswith('outlier_')]
+        batch |= {k: data[k][batch['outlier_index']] for k in told}
+        if stays:  # nothing is computed back through them
+            still = {k: jax.lax.stop_gradient(params['backbone'][k]) for k in stays}
+            params = params | {'backbone': params['backbone'] | still}
         return loss_fn(params, extra, batch, key, step=step, prepare=prepare)
 
     return loss
@@ -192,11 +253,11 @@ def _loss(model, method, keywords, crop, flip, noise, preprocessing):
 
 def _with_outliers(data, feed, outliers, devices, number, seed):
     """Adds `number` rows of the outliers, in an order of their own, to each batch."""
-    resident = devices.replicate({'outlier_image': outliers})
+    resident, size = devices.replicate(dict(outliers)), len(outliers['outlier_image'])
 
     def both(n):
         for m, batch in enumerate(feed(n), start=n):
-            index = loader.rows_of(m, size=len(outliers), batch_size=number, seed=seed)
+            index = loader.rows_of(m, size=size, batch_size=number, seed=seed)
             yield batch | {'outlier_index': index.astype(np.int32)}
 
     return (data or {}) | resident, both

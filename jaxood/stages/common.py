@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxood import artefacts
 from jaxood import config as configs
 from jaxood import data as sources
 from jaxood.artefacts import Artefact, Store
@@ -22,6 +23,7 @@ from jaxood.errors import ConfigError, blame, unknown
 from jaxood.parallel import Devices
 from jaxood.rng import seed_for
 
+PSEUDO = 'pseudo_label'  # the stage whose labels later ones learn from
 HELD_OUT = 'held_out'  # the near-OOD set of classes left out of the ID set
 TRAIN, TEST, VALIDATION, TUNING = 'train', 'test', 'validation', 'validation_ood'
 NAMED = (TRAIN, TEST, VALIDATION, TUNING, HELD_OUT)  # which no OOD test set may be called
@@ -67,6 +69,33 @@ class Data:
         with blame('config.data'):
             return surrogates(self.id.validation)
 
+    def relabelled(self, count: int, clusters: Mapping[str, Any] | None = None) -> 'Data':
+        """The same images with the labels of `pseudo_label`.
+
+        Validation and test images keep their classes, under the numbers of the clusters that these
+        are matched with, so that accuracy can be told; they have none where nobody knows them, or
+        where the numbers of classes and clusters differ.
+
+        Args:
+            clusters: what the stage wrote; None before it has: then only the number of labels is
+                right.
+        """
+        names = tuple(f'cluster {k}' for k in range(count))
+        of = lambda examples, labels: dataclasses.replace(
+            examples, labels=labels, class_names=() if labels is None else names
+        )
+        train, others = self.id.train, (self.id.validation, self.id.test)
+        if clusters is None:
+            labels, known = np.arange(len(train), dtype=np.int32) % count, [None, None]
+        else:
+            labels, known = clusters[TRAIN], [None, None]
+            if 'match' in clusters and len(names) == len(self.class_names):
+                position = np.argsort(clusters['match']).astype(np.int32)
+                known = [position[examples.labels] for examples in others]
+        validation, test = (of(examples, k) for examples, k in zip(others, known))
+        parts = {'train': of(train, labels), 'validation': validation, 'test': test}
+        return dataclasses.replace(self, id=dataclasses.replace(self.id, **parts))
+
     def digest(self, which: str) -> str:
         """Hash of the contents that a stage sees: 'none', 'id', or 'all' with the OOD sets."""
         if which == 'none':
@@ -95,6 +124,15 @@ class Context:
     def num_rows(self) -> int:
         """Rows of one inference call, a multiple of the number of devices."""
         return self.devices.batch_size(self.config.parallel.inference_batch)
+
+    def inputs_of(self, run: configs.Run) -> dict[str, Artefact]:
+        """For a stage ACROSS runs: the artefacts of one run, by their stages."""
+        mine = f'{run.name}/'
+        return {k.removeprefix(mine): v for k, v in self.inputs.items() if k.startswith(mine)}
+
+    def seen_by(self, run: configs.Run) -> Data:
+        """For a stage ACROSS runs: the data as the stages of one run saw them."""
+        return seen(run.config, self.inputs_of(run))
 
     def sharing(self, stage: str) -> list[tuple[Artefact, list[str]]]:
         """For a stage ACROSS runs: the artefacts of another stage, each with the arms it serves."""
@@ -217,6 +255,21 @@ def _load_data(section, seed, stretched):
     return Data(roles, ood, groups, tuning)
 
 
+def labelling(config) -> tuple[str, ...]:
+    """What a stage that reads labels builds on: `pseudo_label` where a run has it."""
+    return (PSEUDO,) if PSEUDO in config.stages else ()
+
+
+def seen(config, inputs: Mapping[str, Artefact]) -> Data:
+    """The data as a stage sees them: with the labels of `pseudo_label` if it builds on that."""
+    data, artefact = load_data(config), inputs.get(PSEUDO)
+    if artefact is None or config.pseudo_label.name == 'given':
+        return data
+    count = config.pseudo_label.get('classes') or data.num_classes
+    done = artefact.done is not None
+    return data.relabelled(count, artefacts.load(artefact / 'clusters.npz') if done else None)
+
+
 def feed(examples, devices: Devices, *, batch_size: int, seed: int, limit: int):
     """How training reads a set: from the devices if it fits there, else as a stream of batches.
 
@@ -266,7 +319,8 @@ def check_labels(data: Data, stage: str) -> None:
     if not data.class_names:
         raise ConfigError(
             f'config.data.id: the images have no labels, which {stage} learns from. Sort them into '
-            "a folder for each class, or add 'labels' to the NPZ file."
+            "a folder for each class, or add 'labels' to the NPZ file; or learn them from the "
+            "images alone: put 'pseudo_label' into config.stages, as configs/sd_outlier.py does."
         )
 
 

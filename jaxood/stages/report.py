@@ -117,7 +117,8 @@ def run(context: Context) -> dict:
         verdict = '\n'.join(grid.verdict(next(iter(grids.values()))))
     else:
         verdict = tables.verdict(summary, c.score, chief, comparisons)
-    told = {k: v.tell(context) for k, v in SECTIONS.items() if v.applies(context.config)}
+    main = next(r for r in runs if r.arm == chief)
+    told = {k: v.tell(context) for k, v in SECTIONS.items() if v.applies(main.config)}
     results.write_results(
         context.artefact.folder,
         rows,
@@ -128,7 +129,6 @@ def run(context: Context) -> dict:
     if c.get('openood'):
         for name, text in results.openood(scored, data.groups, facts).items():
             artefacts.write(context.artefact / name, text)
-    main = next(r for r in runs if r.arm == chief)
     shown = [s for s in scored if s.arm in drawn]
     content = page.Content(
         title=c.title,
@@ -231,7 +231,9 @@ def what_was_run(context: Context, arms) -> str:
     seeds = len({run.seed for run in context.runs})
     trained = score.detector(config) == 'train_detector'
     classes = 'without labels'
-    if data.class_names:
+    if common.PSEUDO in config.stages:
+        classes = f'{context.seen_by(context.runs[0]).num_classes} classes found without labels'
+    elif data.class_names:
         names = ', '.join(data.class_names[:20]) + (', ...' if data.num_classes > 20 else '')
         classes = f'{data.num_classes} classes ({names})'
     restored = score.restores(config)
@@ -334,7 +336,7 @@ def tsne(context: Context, run):
 
 def mistaken(context: Context, scored, run) -> dict:
     """The ID images that look most outlying to one detector, the OOD images that look least so."""
-    data, method = context.data, context.config.report.score
+    data, method = context.seen_by(run), context.config.report.score
     s = next(s for s in scored if (s.arm, s.seed, s.method) == (run.arm, run.seed, method))
     names = data.id.train.class_names
     look = lambda examples: _Images(examples)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from jaxood import artefacts, console, metrics
+from jaxood import artefacts, console, detectors, metrics
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError
 from jaxood.report import tables
@@ -33,9 +33,9 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    trains = detector(config) == 'train_detector'
-    outliers = ('synthesise',) if trains and train_detector.uses_outliers(config) else ()
-    return (*parts(config), *outliers)
+    trained = detector(config) == 'train_detector'
+    more = train_detector.inputs(config) if trained else common.labelling(config)
+    return (*parts(config), *more)
 
 
 def detector(config) -> str:
@@ -64,6 +64,12 @@ def load(inputs: Mapping, config, devices, rows: int) -> networks.Network:
 
 def needs_labels(config) -> bool:
     return False
+
+
+def classifies(config) -> bool:
+    """Whether the network's logits stand for the ID classes."""
+    trained = detector(config) == 'train_detector'
+    return not trained or detectors.DETECTORS[config.detector.name].classifies
 
 
 def settings(config) -> dict:
@@ -125,7 +131,9 @@ def run(context: Context) -> dict:
         name: network.features(context.store, examples, f'features of {name}, {context.what}')
         for name, examples in sets.items()
     }
-    bank = scorers.Bank(context.store, network, scorers.banked(data))
+    bank = scorers.Bank(
+        context.store, network, scorers.banked(data, context.inputs.get('synthesise'))
+    )
     tuning = None
     if any(method.sweep for method in scorers.methods(config)):
         tuning = data.tuning
@@ -133,14 +141,17 @@ def run(context: Context) -> dict:
     if depths := scorers.depths(config):  # all in one pass
         for examples in [*sets.values(), *([] if tuning is None else [tuning])]:
             network.restorer.outputs(context.store, network, examples, depths, context.what)
-    labels, classes = data.id.test.labels, known[TEST]['logits'].shape[-1]
-    classifies = classes == data.num_classes  # a restorer's network may know others
-    if classifies and (doubt := warning(known[TEST]['logits'], labels, network.preprocessing)):
+    classes = known[TEST]['logits'].shape[-1]
+    known_ones = classes == data.num_classes  # a pretrained network may know others
+    labels = data.id.test.labels if known_ones and classifies(config) else None
+    if labels is not None and (
+        doubt := warning(known[TEST]['logits'], labels, network.preprocessing)
+    ):
         console.say(doubt)
     for method in scorers.methods(config):
         scorer = scorers.Scorer(bank, method, tuning)
         for name, examples in sets.items():
-            labelled = name in (TEST, VALIDATION) and classifies
+            labelled = name in (TEST, VALIDATION) and labels is not None
             artefacts.save(
                 context.artefact / f'{method.label}/{name}.npz',
                 score=scorer(examples),
@@ -157,8 +168,8 @@ def run(context: Context) -> dict:
     passed = networks.find_features(context.store, network.key, data.id.test.digest).done
     return {
         'images_per_s': passed.get('images_per_s'),  # of the network's forward pass
-        'id_accuracy': _accuracy(known[TEST]['logits'], labels if classifies else None),
-        'class_names': data.class_names if classifies else tuple(map(str, range(classes))),
+        'id_accuracy': _accuracy(known[TEST]['logits'], labels),
+        'class_names': data.class_names if known_ones else tuple(map(str, range(classes))),
         'shape': data.shape,
         'bank': bank.digests,
     }

@@ -25,6 +25,7 @@ VERSION = 1  # raised when a score says something else for the same settings
 INSIDE = ('maps', 'network')  # `needs` of scores that look inside the network
 RESTORED = 'restored'  # ... of scores of what a restorer makes of the tapped features
 BOTH = ('lr',)  # of those, the ones that compare two snapshots
+OUTLIERS = 'outliers'  # the bank's name for those that a detector was trained on
 VALIDATED = '_validated'  # ends the label of a score whose settings were chosen on validation data
 
 
@@ -77,9 +78,15 @@ def methods(config) -> list[Method]:
     return found
 
 
-def banked(data: common.Data) -> dict[str, Examples]:
-    """The sets that scores are fitted on; most on the first alone."""
+def banked(data: common.Data, synthesised: artefacts.Artefact | None = None) -> dict[str, Examples]:
+    """The sets that scores are fitted on; most on the first alone.
+
+    Args:
+        synthesised: the outliers that the detector was trained on, if it was.
+    """
     images = {TRAIN: data.id.train, VALIDATION: data.id.validation}
+    if synthesised is not None:
+        images[OUTLIERS] = Examples(artefacts.load(synthesised / 'outliers.npz')['images'])
     return images if data.validation_ood is None else images | {TUNING: data.validation_ood}
 
 
@@ -87,8 +94,8 @@ class Bank:
     """A network's outputs on the sets that scores are fitted on.
 
     Args:
-        images: 'train', 'validation' and perhaps 'validation_ood' -> `Examples`; or their digests,
-            to find what was computed before.
+        images: 'train', 'validation', perhaps 'outliers' and 'validation_ood' -> `Examples`; or
+            their digests, to find what was computed before.
         read: digests alone -> the `Examples`, for the scores that need the images themselves.
     """
 

@@ -32,6 +32,7 @@ ACROSS = False
 NEEDS = ('outliers', 'filter')
 PUBLISHED = ()
 LAYOUT = ('shard_size', 'max_candidates')  # of config.outliers: change no result
+CANDIDATES = 30  # for each outlier, at most, where config.outliers.max_candidates is not set
 REJECTED_KEPT = 256  # rejected candidates that are kept for the report
 
 
@@ -40,8 +41,9 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    needs = ('train_diffusion',) if train_diffusion.applies(config) else ()
-    return (*needs, 'train_judges') if train_judges.applies(config) else needs
+    needs = common.labelling(config)
+    needs += ('train_diffusion',) if train_diffusion.applies(config) else ()
+    return needs + (('train_judges',) if train_judges.applies(config) else ())
 
 
 def needs_labels(config) -> bool:
@@ -51,7 +53,7 @@ def needs_labels(config) -> bool:
 def settings(config) -> dict:
     outliers = configs.plain(config.outliers)
     for key in LAYOUT:
-        del outliers[key]
+        outliers.pop(key, None)
     used = common.settings(config, 'seed', 'dtype') | {'outliers': outliers}
     if train_diffusion.applies(config):
         used |= common.settings(config, 'sampler')
@@ -62,8 +64,17 @@ def settings(config) -> dict:
 
 def check(config) -> None:
     c = config.outliers
-    configs.whole(c, 'config.outliers', 'count', 'shard_size')
-    configs.whole(c, 'config.outliers', 'max_candidates', minimum=c.count)
+    configs.whole(c, 'config.outliers', 'shard_size')
+    if (c.get('count') is None) == (c.get('per_image') is None):
+        raise ConfigError(
+            f'config.outliers.count={c.get("count")} and per_image={c.get("per_image")}: set one '
+            'of them, how many outliers there are to be, or how many for each training image.'
+        )
+    for key in ('count', 'per_image'):
+        if c.get(key) is not None:
+            configs.whole(c, 'config.outliers', key)
+    if c.get('max_candidates') is not None:
+        configs.whole(c, 'config.outliers', 'max_candidates', minimum=c.get('count') or 1)
     _strategy(config)
     if not train_diffusion.applies(config):
         return
@@ -78,7 +89,7 @@ def check(config) -> None:
             '0 (0.1 is usual), or guidance=0.0.'
         )
     with blame('config.sampler'):
-        samplers.strided(len(train_diffusion.schedule(config)) - 1, config.sampler.steps)
+        _timesteps(config)
 
 
 def fits(config, data, devices) -> None:
@@ -91,31 +102,46 @@ def fits(config, data, devices) -> None:
         )
 
 
+def number(config, data) -> int:
+    """How many outliers there are to be."""
+    return config.outliers.get('count') or config.outliers.per_image * len(data.id.train)
+
+
 def run(context: Context) -> dict:
-    c, data = context.config.outliers, context.data
+    c, data, count = context.config.outliers, context.data, number(context.config, context.data)
+    limit = c.get('max_candidates') or CANDIDATES * count
     judges = Judges(context) if train_judges.applies(context.config) else None
-    progress = console.Progress(context.what, c.count)
-    kept, rejected, index, made, speed = [], [], [], 0, {}
+    progress = console.Progress(context.what, count)
+    kept, controls, rejected, index, made, speed = [], [], [], [], 0, {}
     for numbers, images, facts, speed in shards(context, judges):
         passes = judges.passes(facts['uncertainty']) if judges else np.ones(len(images), bool)
-        chosen = np.flatnonzero(passes)[: c.count - made]
-        last = chosen[-1] if made + len(chosen) == c.count else len(images) - 1
+        outlying = facts.get('discrepant', np.ones(len(images), bool))
+        chosen = np.flatnonzero(passes & outlying)[: count - made]
+        last = chosen[-1] if made + len(chosen) == count else len(images) - 1
         for row in range(last + 1):
-            outlier = made + int(np.searchsorted(chosen, row)) if passes[row] else None
-            index.append(entry(int(numbers[row]), outlier, row, facts, data, judges))
-        kept.append(images[chosen])
-        rejected.append(images[: last + 1][~passes[: last + 1]])
+            outlier = None
+            if passes[row] and outlying[row]:
+                outlier = made + int(np.searchsorted(chosen, row))
+            index.append(entry(int(numbers[row]), outlier, row, facts, data, judges, passes[row]))
+        table = {'images': images} | {k: facts[k] for k in ('label', 'source') if k in facts}
+        seen = np.arange(len(images)) <= last
+        kept.append({k: v[chosen] for k, v in table.items()})
+        controls.append({k: v[seen & passes & ~outlying] for k, v in table.items()})
+        rejected.append(images[seen & ~passes])
         made += len(chosen)
         progress.update(made, candidates=int(numbers[last]) + 1, **speed)
-        if made == c.count:
+        if made == count:
             break
-        if numbers[-1] + 1 >= c.max_candidates:
-            raise UserError(_too_few(context.config, made, int(numbers[-1]) + 1))
+        if numbers[-1] + 1 >= limit:
+            raise UserError(_too_few(context.config, count, made, int(numbers[-1]) + 1))
     lines = ''.join(json.dumps(row) + '\n' for row in index)
     artefacts.write(context.artefact / 'index.jsonl', lines)
     rejected = np.concatenate(rejected)[:REJECTED_KEPT]
     artefacts.save(context.artefact / 'rejected.npz', images=rejected)
-    artefacts.save(context.artefact / 'outliers.npz', images=np.concatenate(kept))
+    for name, parts in (('controls', controls), ('outliers', kept)):
+        joined = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+        if name == 'outliers' or len(joined['images']):
+            artefacts.save(context.artefact / f'{name}.npz', **joined)
     rate = {'acceptance': round(made / len(index), 5)}
     progress.close(candidates=len(index), **rate, **speed)
     return {'candidates': len(index), **rate, **speed}
@@ -128,11 +154,10 @@ def shards(context: Context, judges):
     each candidate and the judges' uncertainty. The speed leaves out the first, which compiles.
     """
     config, devices = context.config, context.devices
-    rows, shared = renderer(context)
-    render = _compiled(devices, rows)
-    shared = devices.replicate(shared)
+    rows, shared = renderer(config, context.data, context.inputs.get('train_diffusion'))
     size, times = context.num_rows(), []
-    length = min(config.outliers.shard_size, -(-config.outliers.count // size) * size)
+    render = functools.partial(rendered, devices, rows, devices.replicate(shared), size=size)
+    length = min(config.outliers.shard_size, -(-number(config, context.data) // size) * size)
     for start in itertools.count(0, length):
         numbers = np.arange(start, start + length, dtype=np.int32)
         path = context.artefact / f'shards/{start:09d}-{start + length:09d}.npz'
@@ -140,12 +165,7 @@ def shards(context: Context, judges):
             facts = artefacts.load(path)
         else:
             started = time.monotonic()
-            chunks = (
-                parallel.pad_rows(numbers[at : at + size], size)
-                for at in range(0, len(numbers), size)
-            )
-            parts = list(parallel.map_rows(devices, render, shared, chunks))
-            facts = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+            facts = render(numbers)
             if judges is not None:
                 facts['uncertainty'] = judges.uncertainty(facts['image'])
             times.append(time.monotonic() - started)
@@ -157,24 +177,39 @@ def shards(context: Context, judges):
         yield numbers, facts.pop('image'), facts, speed
 
 
-def renderer(context: Context):
-    """(rows, shared): `rows(shared, index)` makes candidates `index` int32[B], before rounding."""
-    config, data = context.config, context.data
+def rendered(devices, rows, shared, numbers: np.ndarray, *, size: int) -> dict[str, np.ndarray]:
+    """Candidates by their numbers, `size` at a time: `image` uint8[n, H, W, C] and its facts."""
+    chunks = (
+        parallel.pad_rows(numbers[at : at + size], size) for at in range(0, len(numbers), size)
+    )
+    parts = list(parallel.map_rows(devices, _compiled(devices, rows), shared, chunks))
+    return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+
+def renderer(config, data: common.Data, trained: artefacts.Artefact | None):
+    """(rows, shared): `rows(shared, index)` makes candidates `index` int32[B], before rounding.
+
+    Args:
+        trained: the finished `train_diffusion`, for strategies that need one.
+    """
     generate, shared = None, {'key': key_for(config.seed, 'outliers')}
-    if 'labels' in _strategy(config)[0].needs:
+    needs = _strategy(config)[0].needs
+    if 'labels' in needs:
         shared['images'] = data.id.train.images
-    if train_diffusion.applies(config):
+    if {'generate', 'edit'} & {*needs}:
         generate = _generate(config, data.num_classes)
-        weights = checkpoint.load_weights(context.inputs['train_diffusion'] / 'weights')
+        weights = checkpoint.load_weights(trained / 'weights')
         shared |= {'params': weights['params'], 'guidance': np.float32(config.sampler.guidance)}
     used = ('dtype', 'outliers', *(('generator', 'diffusion', 'sampler') if generate else ()))
     recipe = common.settings(config, *used)
-    for key in ('count', *LAYOUT):
-        del recipe['outliers'][key]
+    recipe['outliers'] = {
+        k: v for k, v in recipe['outliers'].items() if k not in ('count', 'per_image', *LAYOUT)
+    }
     if generate:  # neither how the weights were trained nor the traced weight of guidance matters
         recipe['diffusion'] = {k: recipe['diffusion'][k] for k in ('schedule', 'prediction')}
         recipe['sampler']['guidance'] = config.sampler.guidance != 0.0
-    key = configs.fingerprint(recipe, data.shape, data.num_classes)
+    of = data.id.train.labels.tobytes().hex() if 'labels' in needs else ''
+    key = configs.fingerprint(recipe, data.shape, data.num_classes, of)
     if key not in _ROWS:
         make = _build(config, data, generate)
         _ROWS[key] = lambda shared, index: make(shared, index, shared['key'])
@@ -187,7 +222,8 @@ _ROWS: dict = {}  # by recipe: arms that render alike share one function, and co
 def _build(config, data, generate):
     """The strategy's `rows`; its own settings are checked here."""
     strategy, keywords = _strategy(config)
-    offers = {'shape': data.shape, 'num_classes': data.num_classes, 'generate': generate}
+    offers = {'shape': data.shape, 'num_classes': data.num_classes}
+    offers |= {'generate': generate, 'edit': generate}
     offers['labels'] = data.id.train.labels
     if 'alpha_bar' in strategy.needs:
         offers['alpha_bar'] = train_diffusion.schedule(config)
@@ -196,7 +232,7 @@ def _build(config, data, generate):
 
 
 def _strategy(config):
-    given = ('shape', 'num_classes', 'generate', 'alpha_bar', 'labels')
+    given = ('shape', 'num_classes', 'generate', 'edit', 'alpha_bar', 'labels')
     return configs.pick(STRATEGIES, config.outliers, 'config.outliers', given=given)
 
 
@@ -207,16 +243,32 @@ def _sampler(config):
 
 def _generate(config, num_classes):
     sampler, options = _sampler(config)
-    schedule = train_diffusion.schedule(config)
     return generator(
         train_diffusion.build(config, num_classes),
-        alpha_bar=schedule,
-        timesteps=samplers.strided(len(schedule) - 1, config.sampler.steps),
+        alpha_bar=train_diffusion.schedule(config),
+        timesteps=_timesteps(config),
         prediction=diffusion.PREDICTIONS[config.diffusion.prediction],
         sampler=sampler,
         guided=config.sampler.guidance != 0.0,
         **options,
     )
+
+
+def _timesteps(config) -> np.ndarray:
+    """The sampler's grid: of the whole chain, or of what lies below the depth of an edit, for which
+    it keeps its stride."""
+    num_steps, steps = len(train_diffusion.schedule(config)) - 1, config.sampler.steps
+    strategy, keywords = _strategy(config)
+    if 'edit' not in strategy.needs:
+        return samplers.strided(num_steps, steps)
+    samplers.strided(num_steps, steps)  # more steps than there are is an error here too
+    depth = keywords.get('depth', configs.parameters(strategy)['depth'].default)
+    if not 0 <= depth <= num_steps:
+        raise ConfigError(
+            f'config.outliers.depth={depth} must lie in 0..{num_steps}: S counts steps of the '
+            'training (config.diffusion.schedule.num_steps), whatever the sampler.'
+        )
+    return samplers.strided(num_steps, max(1, round(steps * depth / num_steps)), start=depth)
 
 
 @functools.cache
@@ -253,15 +305,15 @@ class Judges:
         return uncertainty > self.threshold
 
 
-def entry(number, outlier, row, facts, data, judges) -> dict:
+def entry(number, outlier, row, facts, data, judges, passes) -> dict:
     """One line of index.jsonl: the candidate's number, what it is made of, kept or why not."""
     line = {'candidate': number, 'kept': outlier is not None, 'outlier': outlier}
     for name, values in facts.items():
         value = values[row].item()
         line[name] = round(value, 6) if isinstance(value, float) else value
         if name in ('first', 'second'):
-            line[f'{name}_class'] = data.id.train.class_names[value]
-    if outlier is None:
+            line[f'{name}_class'] = data.class_names[value]
+    if not passes:
         line['why'] = (
             f'judges are {np.exp(-line["uncertainty"]):.4f} sure of a class; of '
             f'ID images too, only those below {np.exp(-judges.threshold):.4f} pass'
@@ -269,11 +321,11 @@ def entry(number, outlier, row, facts, data, judges) -> dict:
     return line
 
 
-def _too_few(config, made, number) -> str:
+def _too_few(config, count, made, number) -> str:
     return (
         f'only {made} of {number} candidates passed the leak filter, and config.outliers.count '
-        f'asks for {config.outliers.count}. Raise config.filter.quantile (now '
-        f'{config.filter.quantile}) or config.outliers.max_candidates, lower '
+        f'asks for {count}. Raise config.filter.quantile (now '
+        f'{config.filter.get("quantile")}) or config.outliers.max_candidates, lower '
         'config.outliers.count, or make candidates that look less like ID images (config.outliers, '
         'config.sampler); --config.filter.name=none keeps all.'
     )

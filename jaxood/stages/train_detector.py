@@ -5,8 +5,10 @@ import numpy as np
 from jaxood import artefacts, detectors
 from jaxood import config as configs
 from jaxood.errors import ConfigError
-from jaxood.stages import classifiers, common
-from jaxood.stages.common import Context
+from jaxood.models import pretrained
+from jaxood.models.backbones import BACKBONES
+from jaxood.stages import classifiers, common, load_weights, synthesise
+from jaxood.stages.common import PSEUDO, Context
 from jaxood.train import checkpoint
 
 VERSION = 2
@@ -14,6 +16,7 @@ SEES = 'id'
 ACROSS = False
 NEEDS = ('outliers', 'backbone', 'head', 'detector')
 PUBLISHED = ()
+INITIAL = ('weights', PSEUDO)  # where a backbone may begin, if not at random
 
 
 def applies(config) -> bool:
@@ -21,7 +24,7 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    return ('synthesise',) if uses_outliers(config) else ()
+    return common.labelling(config) + (('synthesise',) if uses_outliers(config) else ())
 
 
 def uses_outliers(config) -> bool:
@@ -33,16 +36,30 @@ def needs_labels(config) -> bool:
 
 
 def settings(config) -> dict:
-    return common.settings(
+    used = common.settings(
         config, 'seeds', 'dtype', 'preprocessing', 'backbone', 'head', 'detector'
     )
+    if config.detector.get('init') == 'weights':
+        used['digest'] = load_weights.load(config.weights).digest
+    return used
 
 
 def check(config) -> None:
     c, where = config.detector, 'config.detector'
     classifiers.check(config, c, where)
-    build(config, num_classes=2)
-    reads = detectors.DETECTORS[c.name].uses_outliers
+    model, method = build(config, num_classes=2), detectors.DETECTORS[c.name]
+    classifiers.frozen(c, model, where)
+    if method.head is not None and config.head.name != method.head:
+        raise ConfigError(
+            f'{where}.name={c.name!r} trains a head of its own: set config.head.name='
+            f'{method.head!r} (it is {config.head.name!r}).'
+        )
+    if c.get('init') is not None:
+        common.check_name(INITIAL, c.init, f'{where}.init')
+        _check_initial(config)
+    if config.preprocessing.get('size') is not None:
+        configs.whole(config.preprocessing, 'config.preprocessing', 'size')
+    reads = method.uses_outliers
     if reads and not uses_outliers(config):
         raise ConfigError(
             f"{where}.name={c.name!r} trains on outliers, but config.outliers.name='none' makes "
@@ -56,21 +73,28 @@ def check(config) -> None:
         )
     if reads:
         configs.within(c, where, 'outlier_ratio', 1 / c.batch_size, np.inf)
-        number = classifiers.outliers_per_batch(c)
-        if number > config.outliers.count:
-            raise ConfigError(
-                f'a batch takes {number} outliers, but config.outliers.count='
-                f'{config.outliers.count}. Raise that, or lower {where}.outlier_ratio.'
-            )
+        if config.outliers.get('count') is not None:
+            _check_number(c, config.outliers.count)
 
 
 def fits(config, data, devices) -> None:
     c, where, number = config.detector, 'config.detector', 0
     if uses_outliers(config):
         number = classifiers.outliers_per_batch(c)
+        _check_number(c, synthesise.number(config, data))
         common.check_split(number, devices, f'{where}.outlier_ratio={c.outlier_ratio}: {number}')
     model = build(config, data.num_classes)
     classifiers.fits(config, data, devices, model, c, where, number)
+
+
+def _check_number(c, there: int) -> None:
+    """Raises ConfigError unless a batch finds its outliers among those there are."""
+    number = classifiers.outliers_per_batch(c)
+    if number > there:
+        raise ConfigError(
+            f'a batch takes {number} outliers, but config.outliers.count={there}. Raise that, or '
+            'lower config.detector.outlier_ratio.'
+        )
 
 
 def build(config, num_classes: int, axis_name=None):
@@ -80,9 +104,6 @@ def build(config, num_classes: int, axis_name=None):
 
 def run(context: Context) -> dict:
     config = context.config
-    outliers = None
-    if uses_outliers(config):
-        outliers = artefacts.load(context.inputs['synthesise'] / 'outliers.npz')['images']
     variables, facts = classifiers.fit(
         context,
         build(config, context.data.num_classes, context.devices.axis_name),
@@ -90,11 +111,59 @@ def run(context: Context) -> dict:
         'config.detector',
         purpose=('detector',),
         seed=config.seeds[0],
-        outliers=outliers,
+        outliers=_outliers(context.inputs['synthesise']) if uses_outliers(config) else None,
+        initial=_initial(context),
         folder=context.artefact.folder,
         what=context.what,
     )
     checkpoint.save_weights(context.artefact / 'weights', variables)
-    train = context.data.id.train
     made_of = common.settings(config, 'backbone', 'head', 'preprocessing')
-    return facts | made_of | {'num_classes': len(train.class_names)}
+    return facts | made_of | {'num_classes': context.data.num_classes}
+
+
+def _outliers(artefact) -> dict[str, np.ndarray]:
+    """What a training reads of outliers, and of the controls among them, which are ID images."""
+    found = artefacts.load(artefact / 'outliers.npz')
+    path = artefact / 'controls.npz'
+    parts = [found, artefacts.load(path)] if path.exists() else [found]
+    read = {'outlier_image': np.concatenate([part['images'] for part in parts])}
+    if 'label' in found:
+        read['outlier_label'] = np.concatenate([part['label'] for part in parts])
+        flags = [np.full(len(part['images']), part is not found) for part in parts]
+        read['outlier_is_id'] = np.concatenate(flags)
+    return read
+
+
+def _check_initial(config) -> None:
+    """Raises ConfigError for an `init` that is not there, or is another backbone."""
+    where = f'config.detector.init={config.detector.init!r}'
+    backbone = configs.plain(config.backbone)
+    if config.detector.init == 'weights':
+        if config.get('weights') is None:
+            raise ConfigError(f'{where}, but config.weights names no checkpoint.')
+        theirs = dict(load_weights.load(config.weights).backbone)
+    else:
+        if PSEUDO not in config.stages or config.pseudo_label.name != 'scan':
+            raise ConfigError(f"{where} takes the network of config.pseudo_label.name='scan'.")
+        theirs = configs.plain(config.pseudo_label.backbone)
+    if _whole(backbone) != _whole(theirs):
+        raise ConfigError(
+            f'{where} is {pretrained.words(theirs)}, config.backbone is '
+            f'{pretrained.words(backbone)}. Make them the same.'
+        )
+
+
+def _whole(backbone):
+    """A backbone's section with the defaults filled in."""
+    parameters = configs.parameters(BACKBONES[backbone['name']])
+    return configs.freeze({k: p.default for k, p in parameters.items()} | dict(backbone))
+
+
+def _initial(context: Context):
+    """The variables that `init` begins with; None for random ones."""
+    init = context.config.detector.get('init')
+    if init == 'weights':
+        return load_weights.load(context.config.weights).variables
+    if init == PSEUDO:
+        return checkpoint.load_weights(context.inputs[PSEUDO] / 'weights')
+    return None

@@ -29,11 +29,11 @@ def applies(config) -> bool:
     if 'reconstruct_pixels' in config.stages:
         return True
     strategy = STRATEGIES.get(config.outliers.name)
-    return strategy is not None and 'generate' in strategy.needs
+    return strategy is not None and bool({'generate', 'edit'} & {*strategy.needs})
 
 
 def inputs(config) -> tuple[str, ...]:
-    return ()
+    return common.labelling(config)
 
 
 def needs_labels(config) -> bool:

@@ -23,7 +23,7 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    return ()
+    return common.labelling(config)
 
 
 def needs_labels(config) -> bool:

@@ -3,14 +3,18 @@
 A strategy is `build(..., **keywords) -> rows`, and `rows(shared, index, key)` makes candidate
 number i from (key, i) alone: a dict with `image` float32[B, H, W, C] in [-1, 1] and whatever is
 worth knowing about each candidate. It runs inside `jit`. `needs` names what `build` takes beside
-its keywords: `shape` (H, W, C), `num_classes`, `generate` (`synthesis.generator`), `alpha_bar`,
-`labels` (int[N] of the ID training images; `rows` then finds those in `shared['images']`).
+its keywords: `shape` (H, W, C), `num_classes`, `generate` (`synthesis.generator`) or `edit` (the
+same from the strategy's own `depth` on), `alpha_bar`, `labels` (int[N] of the ID training images;
+`rows` then finds those in `shared['images']`).
+
+Facts that later stages read: `first` and `second`, the classes asked for; `label`, the class of the
+training image that a candidate is made of; `discrepant`, false for one that shows no outlier.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxood.synthesis import label_mixup, noise, pure, real_mixup
+from jaxood.synthesis import label_mixup, noise, pure, real_mixup, semantic_discrepant
 
 
 class Strategy(NamedTuple):
@@ -22,5 +26,8 @@ STRATEGIES = {
     'label_mixup': Strategy(label_mixup.build, ('shape', 'num_classes', 'generate', 'alpha_bar')),
     'pure_class': Strategy(pure.build, ('shape', 'num_classes', 'generate')),
     'real_mixup': Strategy(real_mixup.build, ('labels', 'num_classes')),
+    'semantic_discrepant': Strategy(
+        semantic_discrepant.build, ('labels', 'num_classes', 'alpha_bar', 'edit')
+    ),
     'uniform_noise': Strategy(noise.uniform, ('shape',)),
 }

@@ -40,6 +40,7 @@ def sgd(
     final_learning_rate: float = 1e-6,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    nesterov: bool = True,
 ) -> optax.GradientTransformation:
     """SGD with Nesterov momentum, cosine to `final_learning_rate` over `steps`, coupled decay.
 
@@ -51,7 +52,7 @@ def sgd(
         learning_rate, steps, alpha=final_learning_rate / learning_rate
     )
     return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum, nesterov=True)
+        optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum, nesterov=nesterov)
     )
 
 
@@ -62,6 +63,7 @@ def adam(
     warmup: int = 0,
     final_learning_rate: float | None = None,
     clip: float | None = None,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam, constant (DDPM's official recipe: 2e-4) or cosine to `final_learning_rate`.
 
@@ -69,6 +71,7 @@ def adam(
         steps: of the whole training; the cosine ends there.
         warmup: steps of linear warm-up from 0.
         clip: the largest global gradient norm; None does not clip.
+        weight_decay: added to the gradient times the parameter, as PyTorch's Adam does.
     """
     _check_rate(learning_rate)
     if not 0 <= warmup < steps:
@@ -80,6 +83,7 @@ def adam(
         0.0 if warmup else learning_rate, learning_rate, warmup, steps, end_value=final
     )
     before = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    before += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     return optax.chain(*before, optax.adam(schedule))
 
 

@@ -1,14 +1,13 @@
 """Distances in feature space against plain computations of their formulas."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import logsumexp, softmax
 from toy import bank_rows, outputs_of, run
 
 from jaxood.errors import UserError
-from jaxood.scores import SCORES, distance
+from jaxood.scores import SCORES
 
 
 def head_of(W, b):
@@ -95,25 +94,6 @@ def test_all_pairs_are_never_held(name):
     params = SCORES[name].fit(bank, {})
     memory = jax.jit(SCORES[name].score).lower(params, bank, {}).compile().memory_analysis()
     assert memory.temp_size_in_bytes < n * n * 4 / 10
-
-
-def test_the_largest_are_those_of_a_sort():
-    """Ties, infinities and a bank that is sorted: all the largest in one block, or one in each."""
-    rng = np.random.default_rng(0)
-    rows = {
-        'random': rng.normal(size=320),
-        'sorted': np.arange(320.0),
-        'ties': rng.integers(3, size=320),
-        'constant': np.zeros(320),
-        'infinite': np.where(rng.random(320) < 0.5, -np.inf, rng.normal(size=320)),
-    }
-    for kind, row in rows.items():
-        row = np.float32(row)
-        for count, k in [(320, 11), (300, 40), (289, 1)]:
-            best, places = distance._largest(jnp.asarray(row), k, count)
-            np.testing.assert_array_equal(best, np.sort(row[:count])[::-1][:k], kind)
-            np.testing.assert_array_equal(row[places], best, kind)
-            assert len({*places.tolist()}) == k
 
 
 # ---- nnguide, relation --------------------------------------------------------------------------

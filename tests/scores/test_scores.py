@@ -38,6 +38,7 @@ BLIND_SPOTS = {
     'rankfeat': {'mid': 0.45, 'orth': 0.55, 'origin': 0.41, 'double': 0.59},
     'gram': {'mid': 0.55, 'orth': 0.99, 'origin': 0.91, 'double': 1.00},
     'knn': {'mid': 0.92, 'orth': 0.94, 'origin': 1.00, 'double': 0.50},
+    'votes': {'mid': 0.91, 'orth': 0.92, 'origin': 0.99, 'double': 0.50},
     'nnguide': {'mid': 0.93, 'orth': 0.63, 'origin': 1.00, 'double': 0.03},
     'relation': {'mid': 0.94, 'orth': 0.94, 'origin': 1.00, 'double': 0.50},
     'fdbd': {'mid': 0.95, 'orth': 0.92, 'origin': 1.00, 'double': 0.53},
@@ -63,7 +64,7 @@ BLIND_SPOTS = {
 # z -> z + a
 SHIFT_INVARIANT = {'msp', 'tempscale', 'entropy', 'gen', 'klm', 'gradnorm', 'relation', 'fdbd'}
 SHIFTED = {'maxlogit', 'energy', 'vim'}  # ... moves these by -a
-SCALE_INVARIANT = {'maxcos', 'knn', 'nnguide', 'relation'}  # h -> a h, bank included
+SCALE_INVARIANT = {'maxcos', 'knn', 'votes', 'nnguide', 'relation'}  # h -> a h, bank included
 # h -> Q h with W -> W Qᵀ
 ROTATION_INVARIANT = {
     'msp',
@@ -76,6 +77,7 @@ ROTATION_INVARIANT = {
     'maxcos',
     'normcos',
     'knn',
+    'votes',
     'nnguide',
     'relation',
     'fdbd',

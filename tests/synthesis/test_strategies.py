@@ -26,13 +26,15 @@ OFFERS = {
     'shape': SHAPE,
     'num_classes': CLASSES,
     'generate': generate,
-    'alpha_bar': schedules.cosine(10),
+    'edit': generate,
+    'alpha_bar': schedules.cosine(100),
     'labels': np.array([3, 1, 0, 2, 1, 3, 2, 0, 0]),
 }
 IMAGES = np.random.default_rng(0).integers(256, size=(9, *SHAPE), dtype=np.uint8)
 # Settings that use all a strategy has, by its name; the defaults are always tried.
 MORE = {
     'label_mixup': [dict(mix='score'), dict(renoise=0.5)],
+    'semantic_discrepant': [dict(depth=30, same=0.5)],
 }
 CASES = [(name, keywords) for name in STRATEGIES for keywords in ({}, *MORE.get(name, []))]
 every_strategy = pytest.mark.parametrize(('name', 'keywords'), CASES)

@@ -88,6 +88,13 @@ class ViT(nn.Module):
     def map_names(self) -> tuple[str, ...]:
         return tuple(f'block{i}' for i in range(self.depth))
 
+    def first(self, number: int) -> tuple[str, ...]:
+        """Names of the parts up to block number `number`: those to freeze for fine-tuning."""
+        if not 0 <= number <= self.depth:
+            raise UserError(f'number={number}: this ViT has {self.depth} blocks.')
+        blocks = (f'block{i}' for i in range(number))
+        return ('patches', 'class_token', 'positions', *blocks) if number else ()
+
     @nn.compact
     def __call__(self, images, *, train: bool, keys=None, after: int | None = None):
         if after is not None:

@@ -2,16 +2,24 @@
 
 A section is a module with
 
-    applies(config)        whether an experiment's report has it
+    applies(config)        whether an experiment's report has it; `config` is that of its own arm
     check(config)          raises ConfigError for settings that cannot work
     fits(config, data)     the same, with these data; asked only where it applies
     tell(context)          -> (what it found, as plain values for results.json; its `page.Section`)
     show(found, config)    says what it found in a few lines on the terminal
 """
 
-from jaxood.stages.sections import examination, pixels, restoration
+from jaxood.stages.sections import (
+    discrepancy,
+    examination,
+    pixels,
+    pseudo_labels,
+    restoration,
+)
 
 SECTIONS = {
+    'pseudo_labels': pseudo_labels,
+    'discrepancy': discrepancy,
     'examination': examination,
     'restoration': restoration,
     'pixels': pixels,
