@@ -132,8 +132,9 @@ def digits(c):
     c.outliers = outliers()
     c.backbone = backbone
     sgd = dict(name='sgd', learning_rate=0.03, weight_decay=5e-4)
-    c.detector = detector(steps=600, batch_size=64, optimizer=sgd, crop=1, flip=False)
+    c.detector = detector(steps=600, batch_size=64, optimizer=sgd, crop=1, flip=False, noise=0.5)
     c.detector.init = 'pseudo_label'
+    c.scores.both.alpha = 0.03  # distances are small here: .5 lets the votes drown them
 
 
 # ---- CIFAR ------------------------------------------------------------------------------------
@@ -305,7 +306,7 @@ def outliers():
     return dict(name='semantic_discrepant', depth=100, same=0.0, per_image=1, shard_size=1024)
 
 
-def detector(*, steps, batch_size, optimizer, crop, flip):
+def detector(*, steps, batch_size, optimizer, crop, flip, noise=0.0):
     return ml_collections.ConfigDict(
         dict(
             name='three_head',
@@ -315,7 +316,7 @@ def detector(*, steps, batch_size, optimizer, crop, flip):
             batch_size=batch_size,
             crop=crop,
             flip=flip,
-            noise=0.0,
+            noise=noise,
             init=config_dict.placeholder(str),
             frozen=0,
             optimizer=optimizer,
