@@ -53,7 +53,7 @@ def get_config(variant: str = 'digits'):
             BACKBONES[word](c)
     if 'small' in words:
         shrink(c)
-    c.arms = arms(c.detector.get('init'))
+    c.arms = arms(c)
     c.report = dict(
         title=f'SD-outliers, {name}',
         arm='ours',
@@ -69,7 +69,7 @@ def get_config(variant: str = 'digits'):
     return c
 
 
-def arms(init):
+def arms(c):
     """Ours and what it is compared with: the same detector without outliers or with others, Fake-it
     (two-way head, an early snapshot's fakes), the control; DN2 where a network is at hand."""
     found = dict(
@@ -85,8 +85,9 @@ def arms(init):
         ours=dict(),
         control=dict(outliers=dict(same=0.5)),
     )
-    if init is not None:
-        found['dn2'] = dict(outliers=dict(name='none'), detector=dict(name='untrained'))
+    if c.detector.init == 'weights' or c.backbone == c.pseudo_label.backbone:
+        init = c.detector.init or 'pseudo_label'
+        found['dn2'] = dict(outliers=dict(name='none'), detector=dict(name='untrained', init=init))
     return found
 
 
@@ -133,7 +134,6 @@ def digits(c):
     c.backbone = backbone
     sgd = dict(name='sgd', learning_rate=0.03, weight_decay=5e-4)
     c.detector = detector(steps=600, batch_size=64, optimizer=sgd, crop=1, flip=False, noise=0.5)
-    c.detector.init = 'pseudo_label'
     c.scores.both.alpha = 0.03  # distances are small here: .5 lets the votes drown them
 
 
