@@ -53,7 +53,7 @@ def get_config(variant: str = 'digits'):
             BACKBONES[word](c)
     if 'small' in words:
         shrink(c)
-    c.arms = arms(c.detector.get('init'))
+    c.arms = arms(c)
     c.report = dict(
         title=f'SD-outliers, {name}',
         arm='ours',
@@ -69,7 +69,7 @@ def get_config(variant: str = 'digits'):
     return c
 
 
-def arms(init):
+def arms(c):
     """Ours and what it is compared with: the same detector without outliers or with others, Fake-it
     (two-way head, an early snapshot's fakes), the control; DN2 where a network is at hand."""
     found = dict(
@@ -85,8 +85,9 @@ def arms(init):
         ours=dict(),
         control=dict(outliers=dict(same=0.5)),
     )
-    if init is not None:
-        found['dn2'] = dict(outliers=dict(name='none'), detector=dict(name='untrained'))
+    if c.detector.init == 'weights' or c.backbone == c.pseudo_label.backbone:
+        init = c.detector.init or 'pseudo_label'
+        found['dn2'] = dict(outliers=dict(name='none'), detector=dict(name='untrained', init=init))
     return found
 
 
@@ -132,8 +133,8 @@ def digits(c):
     c.outliers = outliers()
     c.backbone = backbone
     sgd = dict(name='sgd', learning_rate=0.03, weight_decay=5e-4)
-    c.detector = detector(steps=600, batch_size=64, optimizer=sgd, crop=1, flip=False)
-    c.detector.init = 'pseudo_label'
+    c.detector = detector(steps=600, batch_size=64, optimizer=sgd, crop=1, flip=False, noise=0.5)
+    c.scores.both.alpha = 0.03  # distances are small here: .5 lets the votes drown them
 
 
 # ---- CIFAR ------------------------------------------------------------------------------------
@@ -305,7 +306,7 @@ def outliers():
     return dict(name='semantic_discrepant', depth=100, same=0.0, per_image=1, shard_size=1024)
 
 
-def detector(*, steps, batch_size, optimizer, crop, flip):
+def detector(*, steps, batch_size, optimizer, crop, flip, noise=0.0):
     return ml_collections.ConfigDict(
         dict(
             name='three_head',
@@ -315,7 +316,7 @@ def detector(*, steps, batch_size, optimizer, crop, flip):
             batch_size=batch_size,
             crop=crop,
             flip=flip,
-            noise=0.0,
+            noise=noise,
             init=config_dict.placeholder(str),
             frozen=0,
             optimizer=optimizer,
