@@ -98,9 +98,12 @@ likelihood regret around.
 `:cifar10`, DenseNet-BC (dice) on the first 2,000 training and 1,000 test images and 500 of each OOD
 set (858 features, 200 epochs), 11 min 35 s: mean AUROC energy 92.00, knn 91.00, msp 89.45, mds_taps
 87.41, mfsim_skip 86.58, mse 86.11, mfsim 85.43, knn_taps 82.46, mds 70.42, lr 44.82.
-@MINIDEPTH@
-@CPIXELS@
-@FOLDER@
+
+`:folder`, ResNet-56 over 2,000 pictures (CIFAR-10 as PNG files of 48 x 40 in ten sub-folders, no
+label read): 3 min 18 s, AUROC against patches of photographs mfsim 98.71, mse 98.05, knn_taps
+93.06. `predict` then sorted a folder of 400 other files in 15 s: of 200 CIFAR test images 180 were
+kept, of 200 SVHN digits 53 rejected.
+
 `full`, celeba, imagenet100, and anything on a GPU (the 86.7 M LFDN for 150 epochs, images/s): not
 measured yet; no such weights, sets or device here. The page shows the paper's figures beside ours
 where network and sets are its own.
