@@ -95,7 +95,14 @@ all other sets. AUROC / FPR95-ID in percent:
 
 On these features restoring is no match for KNN on the very same: the LFDN restores OOD features
 nearly as well, and its training after the first epoch helped them more than ID ones, which turns
-likelihood regret around.
+likelihood regret around. Depth changes little: t = 1, 3, 10 give mse 84.72, 84.74, 84.34, mfsim
+82.31, 82.46, 81.64, lr 16.35, 18.62, 20.94.
+
+`:cifar10,pixels` on the same features, for the pace alone: a U-Net of 32 channels hardly trained
+(--config.diffusion.steps=150), 4 images of each set and 4 a call (--config.pixels.count=4
+--config.pixels.batch_size=4). Features 223 images/s, pixels from 25 depths (1,250 calls) 0.134,
+1,661 times slower, from one depth (26 calls) 5.67, 39 times; 8 min. Four images say nothing of
+AUROC.
 
 `:cifar10`, DenseNet-BC (dice) on 2,000 training and 1,000 test images and 500 of each OOD set
 (858 features, 200 epochs), 11 min 35 s, shared likewise: mean AUROC energy 92.00, knn 91.00, msp
