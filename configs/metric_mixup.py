@@ -59,7 +59,10 @@ in 78.0 % (75.7 to 80.3), both classes on top in 22.3 % (chance 4.8); pure .146 
 averages .441 and 43.6 %. Fréchet distances over its features 1.58, .38, 3.88 (floor .09).
 
 `:cifar10` at full size and on a GPU: not measured yet. `small` makes networks and trainings of a
-size for a CPU, to see all of it run on few images (untuned).
+size for a CPU, to see all of it run on few images (untuned): 2,000 training images of CIFAR-10 and
+500 of each OOD set, 28 detectors, 14 min 18 s on 2 shared cores. It shows that the chain runs, and
+nothing of the methods: accuracies are 10 to 39 %, and a judge sees in the mixtures of so short a
+training (500 steps) what was asked for as often as by chance (2.2 %).
 """
 
 import ml_collections

@@ -16,8 +16,9 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               methods; tables, figures and the page
     diffusion/ models/ losses/ scores/ data/ train/
                               schedules, process, samplers; Flax networks, and the way to them from
-                              public checkpoints (pretrained, layouts); losses; OOD scores; sources,
-                              splits, batches; the one training loop
+                              public checkpoints (pretrained, layouts; components for folders of
+                              diffusers and transformers: stable_diffusion/, clip/); losses; OOD
+                              scores; sources, splits, batches; the one training loop
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
     neighbours clustering frechet
                               the nearest in a bank; clusters against classes; distance of features

@@ -35,7 +35,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('root', 'on_error', 'memory_limit', 'device_limit'),
         *('size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation', 'validation_from', 'test'),
-        *('id', 'ood', 'validation_ood'),
+        *('labels', 'id', 'ood', 'validation_ood'),
     ),
     'pseudo_label': ('smallest',),
     'tokens': (),
@@ -49,14 +49,21 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     'outliers': ('count', 'per_image', 'max_candidates', 'shard_size'),
     'filter': ('quantile', 'count', 'backbone', 'training'),
     'weights': (),
-    'preprocessing': ('mean', 'std', 'size'),
+    'preprocessing': ('mean', 'std', 'size', 'matched'),
     'backbone': (),
     'head': (),
     'detector': (
         *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
         *('init', 'frozen', 'log_every', 'checkpoint_every'),
     ),
-    'scores': ('sweep',),
+    'taps': ('at', 'pool'),
+    'restorer': (
+        *('last', 'schedule', 'epochs', 'batch_size', 'optimizer', 'ema_decay'),
+        *('log_every', 'checkpoint_every'),
+    ),
+    'restoration': ('stride', 'eta'),
+    'pixels': ('count', 'steps', 'every', 'single', 'batch_size'),
+    'scores': ('sweep', 'on'),
     'arms': (),
     'report': (
         'title',
@@ -74,7 +81,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir', 'weights')  # these are no sections
 LABELLED = ('scores', 'arms')  # the keys of these are labels
-UNNAMED = ('parallel', 'data', 'diffusion', 'preprocessing', 'report')  # these name no entry
+UNNAMED = (  # these name no entry
+    *('parallel', 'data', 'diffusion', 'preprocessing', 'taps', 'restoration', 'pixels'),
+    'report',
+)
 # Belong to the experiment: its runs are compared, so no arm may have its own.
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
 OPTIONAL = frozenset(
@@ -82,8 +92,8 @@ OPTIONAL = frozenset(
         *('artefacts_dir', 'num_devices', 'outlier_ratio', 'count', 'per_image', 'max_candidates'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('mean', 'std', 'init', 'frozen', 'arm', 'every_score', 'openood'),
-        *('judge', 'extractor', 'grid'),
+        *('labels', 'mean', 'std', 'matched', 'at', 'last', 'init', 'frozen'),
+        *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
     )
 )
 

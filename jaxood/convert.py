@@ -1,36 +1,65 @@
 """Turns what others trained into jaxood's own files.
 
     python -m jaxood.convert classifier --source=checkpoint.pth --out=weights/densenet
+    python -m jaxood.convert stable-diffusion --source=FOLDER_OR_HUB_ID --out=weights/sd15 --verify
+    python -m jaxood.convert clip --source=FOLDER_OR_HUB_ID --out=weights/clip
 
 `classifier`: a PyTorch (.pt .pth .th .tar .bin .ckpt), .safetensors or .npz checkpoint of an image
 classifier. Architecture and naming are recognised; every array must be there, be used, and fit;
 code in pickles is refused. `--out` becomes a folder with weights.safetensors and model.json, which
 holds the network's keywords and how its images are prepared: size, mean, standard deviation.
+
+`stable-diffusion`: a pipeline folder of diffusers, Stable Diffusion 1.x or 2.x of any size, with
+safetensors in float32, float16 or bfloat16, whole or sharded, or with .bin or .ckpt (these need
+PyTorch). A hub id is downloaded (only what is needed) from huggingface.co, for example
+
+    stable-diffusion-v1-5/stable-diffusion-v1-5   4.3 GB, 2.1 GB with --variant=fp16; with the
+    CompVis/stable-diffusion-v1-4                 licence CreativeML Open RAIL-M
+
+Without that site get the same files by other means (model_index.json; scheduler, tokenizer,
+text_encoder, unet and vae with all they hold) and give the folder. `--out` has the same layout,
+the weights with Flax's names; `--to-diffusers` writes diffusers' back from it, bit for bit.
+
+`clip`: both encoders, from a folder of transformers or a hub id:
+
+    openai/clip-vit-large-patch14                 1.7 GB, the text encoder of Stable Diffusion 1.x
+                                                  with its projection, and the image encoder
+
+`--verify` computes the same with the original in PyTorch, each network and one whole sampling, and
+prints the differences; nothing is written where they are too large. Without PyTorch it checks that
+all outputs are finite.
 """
 
+import pathlib
+import re
 import sys
+import tempfile
 
 from absl import flags
 
-from jaxood.errors import UserError, blame, unknown
+from jaxood.errors import UserError, blame, lookup, unknown
 from jaxood.main import read_flags, run_command
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string('source', None, 'The checkpoint to convert.', flag_values=FLAGS)
+flags.DEFINE_string('source', None, 'Checkpoint, folder, or hub id to convert.', flag_values=FLAGS)
 flags.DEFINE_string('out', None, 'Folder to write.', flag_values=FLAGS)
-flags.DEFINE_bool(
-    'verify', False, 'Compare the logits with the original, in PyTorch.', flag_values=FLAGS
-)
+flags.DEFINE_bool('verify', False, 'Compare with the original, in PyTorch.', flag_values=FLAGS)
 flags.DEFINE_string(
     'origin',
     None,
-    'Whose checkpoint it is, where names are the same and the preparation of images is not.',
+    'Whose checkpoint a classifier is, where names are the same and the preparation of images is '
+    'not.',
     flag_values=FLAGS,
 )
 flags.DEFINE_list('mean', None, 'Of pixels in [0, 1], e.g. 0.49,0.48,0.45.', flag_values=FLAGS)
 flags.DEFINE_list('std', None, 'Of pixels in [0, 1], e.g. 0.25,0.24,0.26.', flag_values=FLAGS)
+flags.DEFINE_string('variant', None, 'Of the weight files, e.g. fp16.', flag_values=FLAGS)
+flags.DEFINE_bool(
+    'to-diffusers', False, 'From a converted folder back to diffusers.', flag_values=FLAGS
+)
 
-TOLERANCE = 1e-3  # of --verify: largest difference of logits over the largest logit
+TOLERANCE = 1e-3  # of --verify: largest difference of outputs over the largest output
+SAMPLING_TOLERANCE = 1e-2  # of a whole sampling
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,16 +68,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str]):
-    """What to convert, then the flags."""
+    """What to convert, then the flags -> the function, source, out, and its keywords."""
     words = read_flags(FLAGS, argv, __doc__)
     if not words or words[0] not in KINDS:
         raise UserError(unknown('what to convert', words[0] if words else '', KINDS))
     if words[1:]:
         raise UserError(f'{words[1]!r} is not a flag. All arguments but the first start with --.')
     if FLAGS.source is None or FLAGS.out is None:
-        raise UserError('--source and --out are needed: a checkpoint, and a folder to write.')
-    constants = {name: _numbers(name) for name in ('mean', 'std')}
-    return KINDS[words[0]], FLAGS.source, FLAGS.out, FLAGS.verify, FLAGS.origin, constants
+        raise UserError('--source and --out are needed: what to convert, and a folder to write.')
+    convert, takes = KINDS[words[0]]
+    given = {name for name in FLAGS if FLAGS[name].present}
+    for name in sorted(given - {*takes, 'source', 'out'}):
+        raise UserError(f'--{name} says nothing to {words[0]}, which takes {", ".join(takes)}.')
+    values = {name: FLAGS[name].value for name in takes}
+    values |= {name: _numbers(name) for name in ('mean', 'std') if name in takes}
+    return convert, FLAGS.source, FLAGS.out, values
 
 
 def _numbers(name):
@@ -68,19 +102,19 @@ def _numbers(name):
     return numbers
 
 
-def execute(convert, *arguments) -> None:
+def execute(convert, source: str, out: str, values: dict) -> None:
     """Runs one of `KINDS`."""
-    convert(*arguments)
+    convert(source, out, **{name.replace('-', '_'): value for name, value in values.items()})
 
 
-def classifier(source: str, out: str, verify: bool, origin: str | None, constants: dict) -> None:
+def classifier(source: str, out: str, *, verify: bool, origin: str | None, mean, std) -> None:
     """Converts a checkpoint, and says what it was.
 
     Args:
         source, out: file and folder.
         verify: whether to compare with the original first.
         origin: see `pretrained.load`.
-        constants: 'mean' and 'std', three numbers each, or None for those of the source.
+        mean, std: three numbers each, or None for those of the source.
 
     Raises:
         UserError: see `pretrained.load`; or ours and the original differ.
@@ -92,22 +126,21 @@ def classifier(source: str, out: str, verify: bool, origin: str | None, constant
     arrays = pretrained.read(source)
     with blame(source):
         found = pretrained.convert(arrays, origin=origin)
-    given = {name: value for name, value in constants.items() if value is not None}
+    given = {name: v for name, v in (('mean', mean), ('std', std)) if v is not None}
     found = found._replace(preprocessing=found.preprocessing._replace(**given))
     count = sum(x.size for x in jax.tree.leaves(found.variables['params']))
-    say = lambda what, value: print(f'{what:<15}{value}', flush=True)
-    say('network', pretrained.words(found.backbone))
-    say('names of', found.source)
+    _say('network', pretrained.words(found.backbone))
+    _say('names of', found.source)
     for other in pretrained.origins({name: array.shape for name, array in arrays.items()}):
         if other != found.source:
-            say('', f'and {other}: if it is theirs, --origin={other} takes their preprocessing')
-    say('parameters', f'{count:,}')
-    say('classes', found.num_classes)
+            _say('', f'and {other}: if it is theirs, --origin={other} takes their preprocessing')
+    _say('parameters', f'{count:,}')
+    _say('classes', found.num_classes)
     for name, value in found.preprocessing._asdict().items():
-        say(name, value)
+        _say(name, value)
     if verify:
         absolute, relative = _differences(arrays, found)
-        say('verified', f'logits differ by at most {absolute:.1e}, relatively {relative:.1e}')
+        _say('verified', f'logits differ by at most {absolute:.1e}, relatively {relative:.1e}')
         if not relative <= TOLERANCE:
             raise UserError(
                 f'{source}: the logits differ from those of the original by {relative:.1e} of the '
@@ -115,7 +148,11 @@ def classifier(source: str, out: str, verify: bool, origin: str | None, constant
                 'jaxood: please report it with the checkpoint.'
             )
     pretrained.save(out, found)
-    say('written to', out)
+    _say('written to', out)
+
+
+def _say(what, value):
+    print(f'{what:<15}{value}', flush=True)
 
 
 def _differences(arrays, found) -> tuple[float, float]:
@@ -141,7 +178,133 @@ def _differences(arrays, found) -> tuple[float, float]:
     return float(absolute), float(absolute / np.abs(theirs).max())
 
 
-KINDS = {'classifier': classifier}  # what there is to convert
+def stable_diffusion(source: str, out: str, **keywords) -> None:
+    """Converts a pipeline; see `_folder`."""
+    _folder('stable-diffusion', source, out, **keywords)
+
+
+def clip(source: str, out: str, **keywords) -> None:
+    """Converts a CLIP; see `_folder`."""
+    _folder('clip', source, out, **keywords)
+
+
+def _folder(
+    kind: str, source: str, out: str, *, verify: bool, variant: str | None, to_diffusers: bool
+) -> None:
+    """Converts a folder of several networks, one array at a time, and says what it was.
+
+    Args:
+        kind: a key of `folder.KINDS`.
+        source: a folder of diffusers or transformers, a hub id, or a folder of ours.
+        out: folder to write.
+        verify: whether to compare with the original first.
+        variant: of the weight files.
+        to_diffusers: the other way round.
+
+    Raises:
+        UserError: see `folder.parts` and `folder.save`; or ours and the original differ.
+    """
+    from jaxood.models.clip import tokenizer  # noqa: PLC0415 - imports JAX, which takes a second
+    from jaxood.models.stable_diffusion import folder  # noqa: PLC0415
+
+    place, target = fetch(source, kind, variant), pathlib.Path(out).expanduser()
+    if target.exists() and target.samefile(place):
+        raise UserError(f'--out={out} is the source itself. Choose another folder.')
+    found = folder.parts(place, kind, variant)
+    if to_diffusers and not folder.is_ours(place):
+        raise UserError(f'{place}: these are the names of diffusers already.')
+    words = tokenizer.load(place / 'tokenizer' if kind == 'stable-diffusion' else place)
+    for part in found:
+        types = ', '.join(sorted(set(part.dtypes.values())))
+        _say(part.name, f'{part.parameters:,} parameters, {types}')
+    _say('tokens', f'{words.size:,}')
+    if verify:
+        _verify(kind, place, variant)
+    folder.save(target, place, found, to_diffusers=to_diffusers)
+    _say('written to', target)
+
+
+def _verify(kind, place, variant):
+    """Prints how far ours is from the original, or that nothing is infinite.
+
+    Raises:
+        UserError: it is too far, or something is.
+    """
+    from jaxood.models.stable_diffusion import folder, originals  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if folder.is_ours(place):  # PyTorch reads only its own
+            folder.save(pathlib.Path(scratch), place, folder.parts(place, kind), to_diffusers=True)
+        theirs = pathlib.Path(scratch) if folder.is_ours(place) else place
+        found = originals.compare(kind, place, theirs, variant)
+    if found is None:
+        originals.check_finite(kind, place, variant)
+        _say('verified', 'names, shapes, and that outputs are finite. PyTorch, diffusers and')
+        _say('', 'transformers would compare them: pip install "jaxood[parity]"')
+        return
+    for name, relative in found.items():
+        _say('verified', f'{name} differs from the original by {relative:.1e} of its largest value')
+    worst = {name: r for name, r in found.items() if not r <= _allowed(name)}
+    if worst:
+        raise UserError(
+            f'{place}: {", ".join(worst)} computes something else than the original. Nothing was '
+            'written. This is a defect of jaxood: please report it with the weights.'
+        )
+
+
+def _allowed(name):
+    return SAMPLING_TOLERANCE if 'sampling' in name else TOLERANCE
+
+
+def fetch(source: str, kind: str, variant: str | None = None) -> pathlib.Path:
+    """A folder as it is; a hub id is downloaded first.
+
+    Raises:
+        UserError: it is neither, or the download failed.
+    """
+    place = pathlib.Path(source).expanduser()
+    if place.exists():
+        return place
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', source):
+        raise UserError(f'{source}: there is no such folder, and it is no hub id (OWNER/NAME).')
+    import huggingface_hub  # noqa: PLC0415 - takes a second
+
+    _say('downloading', f'{source} from huggingface.co')
+    try:
+        patterns = lookup(PATTERNS, kind, 'the kind')(f'.{variant}' if variant else '')
+        return pathlib.Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
+    except Exception as e:  # whatever goes wrong between here and there
+        first = (str(e).splitlines() or [''])[0][:300]
+        raise UserError(
+            f'{source}: there is no such folder here, and the download from huggingface.co failed '
+            f'({type(e).__name__}: {first}). `--help` says what to fetch by other means.'
+        ) from e
+
+
+def _weights(stem, variant):
+    """Patterns of a component's weights: whole, or sharded."""
+    index = (f'{stem}.safetensors.index{variant}.json', f'{stem}{variant}.safetensors.index.json')
+    shards = f'{stem}{variant}-?????-of-?????.safetensors'
+    return [f'{stem}{variant}.safetensors', shards, *index]
+
+
+def _pipeline_patterns(variant):
+    stems = ('text_encoder/model', *(f'{n}/diffusion_pytorch_model' for n in ('unet', 'vae')))
+    files = ['model_index.json', 'scheduler/*.json', 'tokenizer/*', '*/config.json']
+    return files + [pattern for stem in stems for pattern in _weights(stem, variant)]
+
+
+def _clip_patterns(variant):
+    return ['*.json', 'merges.txt', *_weights('model', variant)]
+
+
+PATTERNS = {'stable-diffusion': _pipeline_patterns, 'clip': _clip_patterns}  # what to download
+FOLDERS = ('verify', 'variant', 'to-diffusers')
+KINDS = {  # what there is to convert, and the flags it takes beside --source and --out
+    'classifier': (classifier, ('verify', 'origin', 'mean', 'std')),
+    'stable-diffusion': (stable_diffusion, FOLDERS),
+    'clip': (clip, FOLDERS),
+}
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from jaxood import config as configs
 from jaxood.artefacts import Store
 from jaxood.data import decoding
 from jaxood.errors import UserError, lookup
-from jaxood.stages import common, networks, scorers
+from jaxood.stages import common, scorers
 from jaxood.stages import score as score_stage
 from jaxood.stages.common import VALIDATION
 
@@ -65,15 +65,15 @@ class Detector:
         data = configs.plain(config.data)
         self.look = {k: data[k] for k in ('resize', 'interpolation') if data.get(k) is not None}
         devices = parallel.setup()  # those of this machine, wherever the run was trained
-        self.batch = devices.batch_size(batch)
-        network = networks.load(made[score_stage.detector(config)], config, devices, self.batch)
-        self.network = network
+        network = score_stage.load(made, config, devices, devices.batch_size(batch))
+        self.network, self.batch = network, network.rows
         self.known = np.sort(artefacts.load(scores / f'{label}/{VALIDATION}.npz')['score'])
         store = Store(scores.folder.parent.parent)
         read = lambda: _bank_again(config, made, folder)
         bank = scorers.Bank(store, network, scores.done['bank'], read)
         section = json.loads((scores / f'{label}.json').read_text())['settings']
-        self.score = scorers.fit(bank, section, f'{folder}: score {label}')
+        where = f'{folder}: score {label}'
+        self.score, self.depth = scorers.fit(bank, section, where), scorers.depth_of(section, where)
         kept = math.ceil(fractions.Fraction(str(keep)) * len(self.known))
         self.threshold = float(self.known[kept - 1])
 
@@ -107,6 +107,8 @@ class Detector:
         """Rows without the file, for uint8[n, H, W, C] with n at most a batch."""
         chunks = [parallel.pad_rows(images, self.batch)]
         for out in self.network.stream(chunks):
+            if self.depth is not None:
+                out['restored'] = self.network.restorer.restore(out, [self.depth], self.batch)
             scores = self.score(out, chunks)
             # the conformal p-value counts the new image itself, hence + 1
             above = len(self.known) - np.searchsorted(self.known, scores, side='left')

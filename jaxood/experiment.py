@@ -260,7 +260,7 @@ def find_run(folder: epath.Path, arm: str | None, seed: int | None):
     seed = next(iter(seeds)) if seed is None else str(seed)
     places = lookup(seeds, seed, f'{folder}: seed')
     made = {k: Artefact(k, os.path.basename(v), folder / v) for k, v in places.items()}
-    for stage in (score.detector(config), 'score'):
+    for stage in (*score.parts(config), 'score'):
         if stage not in made or made[stage].done is None:
             raise UserError(
                 f'{folder}: run {arm}/{seed} has no finished {stage}. Run the command that made it '

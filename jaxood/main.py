@@ -9,7 +9,10 @@ The program's story is `stages.STAGES`, in its order:
     synthesise        the diffusion model (or another strategy) invents outliers; judges filter them
     train_detector    a classifier learns the ID classes, and to be unsure on the outliers
     load_weights      or a pretrained classifier is taken as it is
+    train_restorer    a small diffusion model learns the features that it gives ID images
     score             each detector scores the ID and OOD test sets, by each method
+    reconstruct_pixels
+                      beside a restorer: a diffusion model of the pixels restores those
     report            tables, figures, and the page that shows them
 
 An experiment is arms x seeds. What agrees between them is made once, what was made before is

@@ -9,4 +9,5 @@ prepare test
 cd "$here"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+# a file's tests stay together: they share what its fixtures trained
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

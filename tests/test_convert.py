@@ -2,10 +2,14 @@
 
 import importlib.util
 import json
+import pathlib
+import shutil
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+from pipelines import folder as pipeline
 from reference.make_classifiers import NETWORKS
 from reference.make_vision import arrays
 
@@ -67,8 +71,8 @@ def test_names_that_several_sources_use(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
-        (['clasifier'], "Did you mean 'classifier'? Known: classifier."),
-        ([], 'Known: classifier.'),
+        (['clasifier'], "Did you mean 'classifier'? Known: classifier, stable-diffusion, clip."),
+        ([], 'Known: classifier, stable-diffusion, clip.'),
         (['classifier', 'net.npz'], "'net.npz' is not a flag"),
         (['classifier', '--source=a.npz'], '--source and --out are needed'),
         (['classifier', '--sauce=a.npz'], "Did you mean 'source'"),
@@ -77,6 +81,9 @@ def test_names_that_several_sources_use(tmp_path, capsys):
         (['classifier', '--source=a', '--out=b', '--mean=125.3,123,113.9'], 'Divide those'),
         (['classifier', '--source=a', '--out=b', '--std=0.2,0.2,0'], 'above 0'),
         (['classifier', '--source=nowhere.npz', '--out=b'], 'there is no such file'),
+        (['classifier', '--source=a', '--out=b', '--variant=c'], '--variant says nothing to class'),
+        (['clip', '--source=a', '--out=b', '--mean=1'], 'takes verify, variant, to-diffusers'),
+        (['clip', '--source=nowhere', '--out=b'], 'no such folder, and it is no hub id'),
     ],
 )
 def test_bad_arguments(argv, message, capsys):
@@ -100,14 +107,106 @@ def test_help_names_every_flag(capsys):
         convert.main(['convert', '--help'])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for name in ('source', 'out', 'verify', 'origin', 'mean', 'std'):
+    for name in convert.FLAGS:
         assert f'--{name}' in shown or f'--[no]{name}' in shown
+    for repository in ('stable-diffusion-v1-5/stable-diffusion-v1-5', 'openai/clip-vit-large'):
+        assert repository in shown
 
 
 def test_verify_without_pytorch_says_what_to_install(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'torch', None)
     assert run(f'--source={source}', f'--out={tmp_path / "out"}', '--verify') == 2
     assert 'jaxood[parity]' in capsys.readouterr().err
+
+
+def convert_folder(kind, source, out, *more):
+    for name in convert.FLAGS:
+        convert.FLAGS[name].unparse()
+    return convert.main(['convert', kind, f'--source={source}', f'--out={out}', *more])
+
+
+# Runs in a process in which PyTorch, TensorFlow and transformers cannot be imported.
+CHAIN = """
+import sys
+class Blocked:
+    def find_spec(self, name, *_):
+        if name.partition('.')[0] in ('torch', 'tensorflow', 'transformers'):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+from jaxood import convert
+source, out = sys.argv[1:]
+flags = [f'--source={source}', f'--out={out}', '--verify']
+assert convert.main(['convert', 'stable-diffusion', *flags]) == 0
+import numpy as np
+from jaxood import parallel
+from jaxood.models.stable_diffusion import folder, pipeline
+sd = folder.load(out)
+size = dict(height=8, width=8, steps=2)
+images = pipeline.render(sd, parallel.setup(), ['a photo of a three', ''], [0, 1], **size)
+images = np.concatenate(list(images))
+assert (images.shape, images.dtype) == ((2, 8, 8, 3), np.uint8)
+assert images.std() > 10
+"""
+
+
+def test_from_download_to_image_without_pytorch_tensorflow_and_transformers(tmp_path):
+    found = subprocess.run(
+        [sys.executable, '-c', CHAIN, pipeline('sd1'), tmp_path / 'out'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    said = dict(line.split(None, 1) for line in found.stdout.splitlines() if line[:1] != ' ')
+    assert said['unet'] == '138,836 parameters, float32'
+    assert said['tokens'] == '526'
+    assert said['verified'].startswith('names, shapes, and that outputs are finite')
+
+
+def test_a_folder_that_does_not_fit_leaves_nothing(tmp_path, capsys):
+    source = shutil.copytree(pipeline('sd1'), tmp_path / 'source')
+    shutil.rmtree(pathlib.Path(source) / 'tokenizer')
+    assert convert_folder('stable-diffusion', source, tmp_path / 'out') == 2
+    assert 'tokenizer: there is neither' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_back_to_diffusers_is_of_what_was_converted(tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert convert_folder('clip', pipeline('clip'), out, '--to-diffusers') == 2
+    assert 'these are the names of diffusers already' in capsys.readouterr().err
+    assert convert_folder('clip', pipeline('clip'), out) == 0
+    assert convert_folder('clip', out, out, '--to-diffusers') == 2
+    assert 'is the source itself' in capsys.readouterr().err
+    assert convert_folder('clip', out, tmp_path / 'back', '--to-diffusers') == 0
+    assert (tmp_path / 'back' / 'model.safetensors').exists()
+
+
+def test_a_hub_id_is_downloaded_and_only_what_is_needed(tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = {}
+
+    def snapshot(repository, *, allow_patterns):
+        asked[repository] = allow_patterns
+        if repository == 'no/one':
+            raise OSError('Name or service not known\nand more')
+        return pipeline('clip' if 'clip' in repository else 'sd1')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+    assert convert_folder('stable-diffusion', 'some/sd', tmp_path / 'a') == 0
+    assert convert_folder('clip', 'some/clip', tmp_path / 'b') == 0
+    assert convert_folder('clip', 'no/one', tmp_path / 'c') == 2
+    assert '(OSError: Name or service not known). `--help` says' in capsys.readouterr().err
+    needed = [str(p.relative_to(pipeline('sd1'))) for p in pipeline('sd1').rglob('*.*')]
+    shard = 'unet/diffusion_pytorch_model-00001-of-00002.safetensors'
+    needed += [shard, 'unet/diffusion_pytorch_model.safetensors.index.json']
+    others = ['v1-5-pruned.ckpt', 'v1-5-pruned.safetensors', 'unet/diffusion_pytorch_model.bin']
+    others += ['unet/diffusion_pytorch_model.fp16.safetensors', 'safety_checker/model.safetensors']
+    others += ['unet/diffusion_flax_model.msgpack', 'text_encoder/model.fp16.safetensors']
+    found = filter_repo_objects(needed + others, allow_patterns=asked['some/sd'])
+    assert sorted(found) == sorted(needed)
 
 
 if importlib.util.find_spec('torch'):  # the `parity` extra
@@ -130,3 +229,27 @@ if importlib.util.find_spec('torch'):  # the `parity` extra
         assert run(f'--source={source}', f'--out={tmp_path / "out"}', '--verify') == 2
         assert 'logits differ from those of the original' in capsys.readouterr().err
         assert not (tmp_path / 'out').exists()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize('change', [False, True])
+    def test_verify_compares_a_folder_with_diffusers(change, tmp_path, monkeypatch, capsys):
+        from jaxood.models.stable_diffusion import blocks
+
+        if change:  # a network that is nearly right
+            monkeypatch.setattr(blocks.nn, 'silu', lambda x: 1.01 * blocks.nn.swish(x))
+        code = convert_folder('stable-diffusion', pipeline('sd1'), tmp_path / 'out', '--verify')
+        said = capsys.readouterr()
+        assert code == (2 if change else 0)
+        assert 'a sampling of 20 steps differs from the original by' in said.out
+        assert ('unet' in said.err and 'computes something else' in said.err) == change
+        assert (tmp_path / 'out').exists() != change
+
+    @pytest.mark.slow
+    def test_verify_compares_a_clip_and_what_was_converted(tmp_path, capsys):
+        assert convert_folder('clip', pipeline('clip'), tmp_path / 'out') == 0
+        assert convert_folder('clip', tmp_path / 'out', tmp_path / 'again', '--verify') == 0
+        assert 'vision differs from the original by' in capsys.readouterr().out
+        weights = 'weights.safetensors'
+        assert (tmp_path / 'out' / weights).read_bytes() == (
+            tmp_path / 'again' / weights
+        ).read_bytes()

@@ -19,23 +19,41 @@ def from_unit(x: jax.Array) -> jax.Array:
     return jnp.round(jnp.clip(levels, 0.0, 255.0)).astype(jnp.uint8)
 
 
-def standardise(images: jax.Array, mean, std, size: int | None = None) -> jax.Array:
+def standardise(
+    images: jax.Array, mean, std, size: int | None = None, matched: int | None = None
+) -> jax.Array:
     """uint8[B, H, W, C] to float32 (x / 255 - mean) / std; `mean` and `std` have C entries, or one.
 
     Args:
         size: stretches the images to `size` x `size` pixels first: bilinear between pixel centres,
             antialiased where it shrinks, not rounded. None leaves them as they are.
+        matched: shrinks images that are larger than this to `matched` x `matched` before that. With
+            the ID images' own size, resolution no longer tells the sets apart.
     """
     x = images.astype(jnp.float32) / 255.0
-    if size is not None:
-        shape = (x.shape[0], size, size, x.shape[-1])
-        x = jax.image.resize(x, shape, 'bilinear', antialias=True)
+    for side in (matched if matched is not None and matched < max(x.shape[1:3]) else None, size):
+        if side is not None:
+            shape = (x.shape[0], side, side, x.shape[-1])
+            x = jax.image.resize(x, shape, 'bilinear', antialias=True)
     return normalise(x, mean, std)
 
 
 def normalise(x: jax.Array, mean, std) -> jax.Array:
     """(x - mean) / std of levels in [0, 1]; `mean` and `std` have C entries, or one."""
     return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def mark(images: jax.Array) -> jax.Array:
+    """A number that follows from an image's pixels alone: uint8[B, H, W, C] -> uint32[B].
+
+    Exact on every device, and practically different for different images: what is random about
+    scoring an image draws from it, so that its score is the same in any set, batch or place.
+    """
+    pixels = images.reshape(len(images), -1).astype(jnp.uint32)
+    weight = jnp.arange(1, pixels.shape[1] + 1, dtype=jnp.uint32) * jnp.uint32(0x9E3779B1)
+    weight = (weight ^ (weight >> 15)) * jnp.uint32(0x85EBCA77)
+    weight = weight ^ (weight >> 13)
+    return jnp.sum((pixels + 1) * weight, axis=1, dtype=jnp.uint32)
 
 
 def random_noise(x: jax.Array, keys: jax.Array, *, largest: float) -> jax.Array:

@@ -15,6 +15,8 @@ from jaxood.errors import UserError, unknown
 
 ON_ERROR = ('stop', 'skip')  # what to do with an image that cannot be read
 
+STRETCH = 'stretch'  # a resize that keeps the whole picture and not its aspect ratio
+
 INTERPOLATIONS = ('bilinear', 'bicubic')
 
 _MODES = {1: 'L', 3: 'RGB'}
@@ -28,17 +30,20 @@ def check(
     *,
     size: int | None,
     channels: int | None,
-    resize: int | None = None,
+    resize: int | str | None = None,
     interpolation: str = 'bilinear',
     on_error: str = 'stop',
 ) -> None:
     """Raises UserError unless the keywords that all sources share are such as they can take."""
     if size is not None and (not isinstance(size, int) or size < 1):
         raise UserError(f'size={size!r} must be a whole number of pixels, or None for no resizing.')
-    if resize is not None and (not isinstance(resize, int) or size is None or resize < size):
+    stretched = resize == STRETCH and size is not None
+    whole = isinstance(resize, int) and size is not None and resize >= size
+    if resize is not None and not stretched and not whole:
         raise UserError(
             f'resize={resize!r} must be a whole number of at least size={size}: the short side is '
-            'brought to it, then size pixels are cut out. Leave it unset for size itself.'
+            'brought to it, then size pixels are cut out. Leave it unset for size itself, or set '
+            f'it to {STRETCH!r} and set size, for the whole picture at any aspect ratio.'
         )
     if interpolation not in INTERPOLATIONS:
         raise UserError(unknown(f'interpolation={interpolation!r}', interpolation, INTERPOLATIONS))
@@ -58,14 +63,15 @@ def fit(
     size: int | None,
     channels: int | None,
     *,
-    resize: int | None = None,
+    resize: int | str | None = None,
     interpolation: str = 'bilinear',
 ) -> np.ndarray:
     """A Pillow image as uint8[H, W, C], brought to `size` x `size` pixels and `channels`.
 
     The short side to `resize` (None: to `size`), antialiased, then the middle `size` x `size`. That
     is `Resize(resize)` and `CenterCrop(size)` of torchvision, with which the literature makes its
-    OOD test sets. Grey is ITU-R 601 luma; transparency is dropped.
+    OOD test sets; `resize='stretch'` is the whole picture, each side brought to `size`. Grey is
+    ITU-R 601 luma; transparency is dropped.
 
     Raises:
         UserError: 16-bit and float images, which have no agreed range.
@@ -80,7 +86,9 @@ def fit(
             image = image.convert(mode)
     if size is not None and not _fits(image.size, size, resize):
         short = min(image.size)
-        width, height = ((resize or size) * side // short for side in image.size)
+        width, height = (size, size)
+        if resize != STRETCH:
+            width, height = ((resize or size) * side // short for side in image.size)
         left, top = round((width - size) / 2), round((height - size) / 2)
         image = image.resize((width, height), Image.Resampling[interpolation.upper()])
         image = image.crop((left, top, left + size, top + size))
@@ -90,7 +98,7 @@ def fit(
 
 def _fits(shape, size, resize):
     """Whether an image of this height and width is left as it is."""
-    return size is None or (shape[0] == shape[1] == size and resize in (None, size))
+    return size is None or (shape[0] == shape[1] == size and resize in (None, size, STRETCH))
 
 
 def fit_all(
@@ -98,7 +106,7 @@ def fit_all(
     size: int | None,
     channels: int | None,
     *,
-    resize: int | None = None,
+    resize: int | str | None = None,
     interpolation: str = 'bilinear',
 ) -> np.ndarray:
     """`fit` for each row of uint8[N, H, W, C], C = 1 or 3."""

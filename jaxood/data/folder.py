@@ -41,7 +41,7 @@ def folder(
     path: str,
     root: str | None = None,
     size: int | None = None,
-    resize: int | None = None,
+    resize: int | str | None = None,
     interpolation: str = 'bilinear',
     channels: int | None = None,
     on_error: str = 'stop',

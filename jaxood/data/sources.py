@@ -65,7 +65,7 @@ def npz(
     test: str | None = None,
     root: str | None = None,
     size: int | None = None,
-    resize: int | None = None,
+    resize: int | str | None = None,
     interpolation: str = 'bilinear',
     channels: int | None = None,
 ) -> dict[str, Examples]:

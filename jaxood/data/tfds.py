@@ -21,7 +21,7 @@ def tfds(
     archives: str | None = None,
     root: str | None = None,
     size: int | None = None,
-    resize: int | None = None,
+    resize: int | str | None = None,
     interpolation: str = 'bilinear',
     channels: int | None = None,
     on_error: str = 'stop',

@@ -26,6 +26,7 @@ SAMPLERS = {  # one step from level t to level s
     'ddpm': samplers.ddpm,
     'ddim': samplers.ddim,
     'dpmpp_2m': samplers.dpmpp_2m,
+    'pndm': samplers.Multistep(samplers.pndm, samplers.pndm_start),
 }
 
 MIXES = {  # (network, condition_i, condition_j, ratio, guidance) -> network(x, t)

@@ -24,6 +24,13 @@ class Estimate(NamedTuple):
     alpha_bar: jax.Array  # scalar, ᾱ_t
 
 
+class Multistep(NamedTuple):
+    """A sampler that remembers more than what the network made of the step before."""
+
+    step: Callable  # (now, before, alpha_bar_s, draw, **options) -> (x_s, the next step's before)
+    start: Callable  # (x_start, alpha_bar_t) -> the first step's before
+
+
 # One step: (now, before, alpha_bar_s, draw, **options) -> x_s.
 #   now, before: the Estimate at t, and the (x_0_hat, alpha_bar) of the step before it; at the first
 #     step `before` holds now's own alpha_bar
@@ -90,6 +97,53 @@ def dpmpp_2m(now: Estimate, before, alpha_bar_s, draw) -> jax.Array:
     return jnp.sqrt((1.0 - a_s) / (1.0 - a_t)) * now.x_t - jnp.sqrt(a_s) * jnp.expm1(-h) * data
 
 
+class Past(NamedTuple):
+    """What `pndm` remembers of earlier steps."""
+
+    x_t: jax.Array  # where the step before began
+    alpha_bar: jax.Array  # its level
+    eps: jax.Array  # [3, B, ...], the last estimates, the newest first
+    count: jax.Array  # how many there were
+
+
+ADAMS_BASHFORTH = np.array(  # weights of the newest, the one before ..., for 1 to 4 estimates
+    [[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]], np.float32
+)
+
+
+def pndm(now: Estimate, before: Past, alpha_bar_s, draw) -> tuple[jax.Array, Past]:
+    """Linear multistep on ε_hat, deterministic. Liu et al. 2022 (arXiv:2202.09778), Eq. 11-12.
+
+        e   = (55 ε_t - 59 ε_{t+δ} + 37 ε_{t+2δ} - 9 ε_{t+3δ}) / 24
+        x_s = √(ᾱ_s / ᾱ_t) x_t
+              - (ᾱ_s - ᾱ_t) e / (√ᾱ_t (√((1 - ᾱ_s) ᾱ_t) + √((1 - ᾱ_t) ᾱ_s)))
+
+    Of lower order where there are fewer estimates, as Stable Diffusion's samplers do it in place of
+    the paper's Runge-Kutta steps. A time that the grid repeats (`with_repeat`) repeats the step
+    that led there, with the mean of the estimates at both its ends (Heun). The weights are those of
+    even steps. (For a network that predicts v, diffusers mixes outputs, not noise estimates.)
+    """
+    correcting = alpha_bar_s == now.alpha_bar
+    weights = jnp.asarray(ADAMS_BASHFORTH / 24)[jnp.minimum(before.count, 3)]
+    eps = jnp.concatenate([now.eps[None], before.eps])
+    multistep = jnp.tensordot(weights, eps, axes=1)
+    mixed = jnp.where(correcting, (eps[0] + eps[1]) / 2, multistep)
+    x, a_t = (
+        jnp.where(correcting, old, new)
+        for old, new in ((before.x_t, now.x_t), (before.alpha_bar, now.alpha_bar))
+    )
+    a_s = alpha_bar_s
+    scale = jnp.sqrt(a_t) * (jnp.sqrt((1.0 - a_s) * a_t) + jnp.sqrt((1.0 - a_t) * a_s))
+    x_s = jnp.sqrt(a_s / a_t) * x - (a_s - a_t) / scale * mixed
+    past = Past(x, a_t, jnp.where(correcting, before.eps, eps[:3]), before.count + ~correcting)
+    return x_s, past
+
+
+def pndm_start(x_start: jax.Array, alpha_bar_t: jax.Array) -> Past:
+    """Nothing to remember yet."""
+    return Past(x_start, alpha_bar_t, jnp.zeros((3, *x_start.shape)), jnp.int32(0))
+
+
 def _log_snr(alpha_bar):
     return 0.5 * (jnp.log(alpha_bar) - jnp.log1p(-alpha_bar))
 
@@ -113,6 +167,51 @@ def strided(num_steps: int, steps: int, start: int | None = None) -> np.ndarray:
             f'steps={steps} cannot be taken from time {start} down to 0. Give steps in 1..{start}.'
         )
     return np.linspace(start, 0, steps + 1).round().astype(np.int32)
+
+
+def leading(num_steps: int, steps: int, *, end: int = 1, start: int | None = None) -> np.ndarray:
+    """Stable Diffusion's times: T = 1000 and 50 steps give 982, 962 ... 22, 2 and 1.
+
+    The official samplers, and diffusers with "leading" spacing and an offset of 1, count from 0:
+    981, 961 ... 21, 1, and then go to their ᾱ_0, our `alpha_bar[1]`.
+
+    Args:
+        num_steps: T.
+        steps: network calls from the top down.
+        end: where the chain ends: 1, or 0 for clean data.
+        start: where it begins, if not at the top: at exactly this time, followed by those of the
+            grid below it. At `end` or below there is nothing to undo.
+
+    Returns:
+        int32[steps + 1], descending, the `timesteps` of `sample`; shorter with `start`.
+    """
+    if not 1 <= steps <= num_steps // 2:
+        raise UserError(f'steps={steps} must be in 1..{num_steps // 2} on this grid.')
+    return _walk(np.arange(steps)[::-1] * (num_steps // steps) + 2, end, start, num_steps)
+
+
+def spread(num_steps: int, steps: int, *, end: int = 0, start: int | None = None) -> np.ndarray:
+    """The times of diffusers' DPM-Solver ("linspace" spacing): 1000, 950 ... 51 and 0 for 20 steps.
+
+    From 999 down in its count, without the lowest, and then to clean data. Arguments and result as
+    in `leading`.
+    """
+    if not 1 <= steps < num_steps:
+        raise UserError(f'steps={steps} must be in 1..{num_steps - 1} on this grid.')
+    return _walk(np.linspace(0, num_steps - 1, steps + 1).round()[:0:-1] + 1, end, start, num_steps)
+
+
+def _walk(times, end, start, num_steps):
+    if start is not None:
+        if not 0 <= start <= num_steps:
+            raise UserError(f'start={start} is no time of this chain. Give one in 0..{num_steps}.')
+        times = np.array([start, *times[times < start]])
+    return np.array([*times[times > end], min(end, times[0])], np.int32)
+
+
+def with_repeat(timesteps: np.ndarray) -> np.ndarray:
+    """A grid whose second time comes twice, as `pndm` begins in Stable Diffusion: one call more."""
+    return timesteps if len(timesteps) < 3 else np.insert(timesteps, 1, timesteps[1])
 
 
 def sample(
@@ -146,6 +245,7 @@ def sample(
     """
     alpha_bar, timesteps = jnp.asarray(alpha_bar), jnp.asarray(timesteps)
     x_start = jnp.asarray(x_start, jnp.float32)
+    take, begin = sampler if isinstance(sampler, Multistep) else _one_before(sampler)
 
     def step(carry, times):
         (x_t, before), (t, s) = carry, times
@@ -159,12 +259,20 @@ def sample(
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
             return jax.vmap(lambda key: jax.random.normal(key, x_t.shape[1:]))(step_keys)
 
-        now = Estimate(x_t, x_0_hat, eps_hat, a_t)
-        return (sampler(now, before, a_s, draw, **options), (x_0_hat, a_t)), None
+        return take(Estimate(x_t, x_0_hat, eps_hat, a_t), before, a_s, draw, **options), None
 
-    before = jnp.zeros_like(x_start), alpha_bar[timesteps[0]]
+    before = begin(x_start, alpha_bar[timesteps[0]])
     (x, _), _ = jax.lax.scan(step, (x_start, before), (timesteps[:-1], timesteps[1:]))
     return x
+
+
+def _one_before(sampler: Callable) -> Multistep:
+    """A plain step, which remembers (x_0_hat, alpha_bar) of the step before."""
+
+    def step(now, before, alpha_bar_s, draw, **options):
+        return sampler(now, before, alpha_bar_s, draw, **options), (now.x_0, now.alpha_bar)
+
+    return Multistep(step, lambda x_start, alpha_bar_t: (jnp.zeros_like(x_start), alpha_bar_t))
 
 
 def guided(

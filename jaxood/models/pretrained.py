@@ -147,10 +147,19 @@ def _read_numpy(path, ending):
             arrays = {name: file[name] for name in file.files}
         return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
     except Exception as e:  # whatever a parser says of a file that is not what its name says
-        _refuse(path, e, 'allow_pickle' in str(e))
+        refuse(path, e, 'allow_pickle' in str(e))
 
 
-def _read_torch(path):
+def torch_tensors(path: str | os.PathLike, *, mmap: bool = False) -> dict[str, Any]:
+    """A pickled checkpoint's tensors by their names, below any wrappers. Executes nothing.
+
+    Args:
+        path: of the file.
+        mmap: whether they stay on the disk until they are used, where the file's format allows it.
+
+    Raises:
+        UserError: PyTorch is missing, the file can't be read, holds code, or no arrays.
+    """
     try:
         import torch
     except ImportError as e:
@@ -158,28 +167,31 @@ def _read_torch(path):
             'reading it needs PyTorch: pip install "jaxood[parity]". Or save its arrays as '
             '.safetensors or .npz where PyTorch is.'
         ) from e
+    mmap = mmap and zipfile.is_zipfile(path)
     try:
-        content = torch.load(path, weights_only=True, map_location='cpu')
+        content = torch.load(path, weights_only=True, map_location='cpu', mmap=mmap)
     except Exception as e:
-        _refuse(path, e, isinstance(e, pickle.UnpicklingError))
+        refuse(path, e, isinstance(e, pickle.UnpicklingError))
     if not isinstance(content, Mapping):
         raise UserError(f'it holds a {type(content).__name__}, not arrays with names.')
     while inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)]:
         content = inner[0]
-    arrays = {}
-    for name, tensor in content.items():
-        if isinstance(tensor, torch.Tensor):
-            tensor = tensor.float() if tensor.is_floating_point() else tensor  # also of bfloat16
-            arrays[str(name)] = tensor.detach().numpy()
-    if not arrays:
+    tensors = {str(k): v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
         raise UserError(
             f'it holds no arrays, but {", ".join(map(str, content)) or "nothing"}. They are looked '
             f'for at the top and below {", ".join(WRAPPERS)}.'
         )
-    return arrays
+    return tensors
 
 
-def _refuse(path, error, objects):
+def _read_torch(path):
+    tensors = torch_tensors(path)
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}  # bfloat16
+    return {name: tensor.numpy() for name, tensor in floats.items()}
+
+
+def refuse(path, error, objects):
     """Raises the `UserError` for a file that a parser did not take, perhaps because of objects."""
     with open(path, 'rb') as f:
         pickled = f.read(1) == b'\x80' or zipfile.is_zipfile(path)
@@ -238,7 +250,7 @@ def convert(arrays: Mapping[str, np.ndarray], *, origin: str | None = None) -> P
     if misfits:
         raise UserError(
             f'its names are those of {words(backbone)} by {layout.source}, but it is not that:\n'
-            f'{_table(misfits)}\nGive one whole classifier of that architecture.'
+            f'{table(misfits)}\nGive one whole classifier of that architecture.'
         )
     digest = _digest(backbone, flat)
     variables = unflatten_dict(flat, sep='/')
@@ -284,7 +296,7 @@ def _original(target: Target, shape: tuple[int, ...]):
     return shape if target.convert is layouts.same else f'{shape} when converted'
 
 
-def _table(misfits):
+def table(misfits):
     """Name, what is here, what would be right: one line each, the same kind together."""
     kinds = {}
     for row in misfits:
@@ -337,7 +349,7 @@ def _unrecognised(shapes):
         misfits += [(kind, shapes[here[kind]], 'unused') for kind in here if kind not in theirs]
         message += (
             f'\nNearest is {nearest.backbone} by {nearest.source}, with {overlap:.0%} of the names '
-            f'in common. These disagree (# is any number):\n{_table(misfits)}'
+            f'in common. These disagree (# is any number):\n{table(misfits)}'
         )
     known = {}
     for layout in LAYOUTS:
@@ -397,7 +409,7 @@ def _load_folder(folder):
         if shapes.get(path) != wanted.get(path)
     ]
     if misfits:
-        raise UserError(f'{WEIGHTS} does not fit {FACTS}:\n{_table(misfits)}\n{again}')
+        raise UserError(f'{WEIGHTS} does not fit {FACTS}:\n{table(misfits)}\n{again}')
     if _digest(found.backbone, flat) != found.digest:
         raise UserError(
             f'{WEIGHTS} holds other numbers than {FACTS} was written for: the conversion was '

@@ -179,6 +179,25 @@ def learning_curves(
     return _row(panels, legend) if panels else Markup()
 
 
+@matplotlib.rc_context(STYLE)
+def over_settings(panels: Mapping[str, Mapping[str, Mapping]], xlabel: str, ylabel: str) -> Markup:
+    """A metric over a setting: panel title -> line name -> {value of the setting: percent}."""
+    used = colours([name for lines in panels.values() for name in lines], SET_COLOURS)
+    drawn = []
+    for title, lines in panels.items():
+        figure, ax = _panel(3.0, 2.1)
+        for name, points in lines.items():
+            at = sorted(points)
+            ax.plot(at, [points[x] for x in at], 'o-', ms=3.5, color=used[name])
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale='log')
+        ticks = sorted({x for points in lines.values() for x in points})
+        ax.set_xticks(ticks, [f'{x:g}' for x in ticks])
+        ax.minorticks_off()
+        ax.grid(axis='y')
+        drawn.append(_svg(figure, f'{ylabel} over {xlabel}, {title}'))
+    return _row(drawn, used)
+
+
 def tsne(
     features: Mapping[str, np.ndarray], *, limit: int = 1000, seed: int = 0
 ) -> dict[str, np.ndarray]:

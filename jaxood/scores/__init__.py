@@ -17,8 +17,9 @@ held-out ID images, `bank['validation_ood']`? for validation outliers, `bank['ou
 those that the detector was trained on. Fits that belong on held-out
 images read `bank.get('validation', bank)`.
 
-`needs` is what must have been computed: 'logits', 'features' (both run from cached outputs), 'maps'
-or 'network'. With the last two
+`needs` is what must have been computed: 'logits', 'features', 'restored' (these run from cached
+outputs; the last from what a restorer makes of the features, see `reconstruction`), 'maps' or
+'network'. With the last two
 
     outputs['images']     standardised float32[B, H, W, C];  outputs['maps']: each stage's
     head['network']       forward(images) and resume(stage, map) -> outputs, pure; std, float32[C]
@@ -36,6 +37,7 @@ from jaxood.scores import (
     logit,
     maps,
     multilayer,
+    reconstruction,
     shaping,
     votes,
     weiper,
@@ -101,6 +103,10 @@ SCORES = {
     # multilayer.py
     'mds_ensemble': Score(multilayer.fit_mds_ensemble, multilayer.mds_ensemble, needs='network'),
     'combood': Score(multilayer.fit_combood, multilayer.combood, needs='network'),
+    # reconstruction.py
+    'mse': Score(reconstruction.fit_mse, reconstruction.mse, needs='restored'),
+    'lr': Score(reconstruction.fit_lr, reconstruction.lr, needs='restored'),
+    'mfsim': Score(reconstruction.fit_mfsim, reconstruction.mfsim, needs='restored'),
     # weiper.py
     'weiper': Score(weiper.fit_weiper, weiper.weiper, needs='features'),
 }

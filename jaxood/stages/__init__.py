@@ -22,12 +22,14 @@ A stage is a module with
 from jaxood.stages import (
     load_weights,
     pseudo_label,
+    reconstruct_pixels,
     report,
     score,
     synthesise,
     train_detector,
     train_diffusion,
     train_judges,
+    train_restorer,
 )
 
 STAGES = {
@@ -37,6 +39,8 @@ STAGES = {
     'synthesise': synthesise,
     'train_detector': train_detector,
     'load_weights': load_weights,
+    'train_restorer': train_restorer,
     'score': score,
+    'reconstruct_pixels': reconstruct_pixels,
     'report': report,
 }

@@ -125,10 +125,14 @@ class Context:
         """Rows of one inference call, a multiple of the number of devices."""
         return self.devices.batch_size(self.config.parallel.inference_batch)
 
+    def inputs_of(self, run: configs.Run) -> dict[str, Artefact]:
+        """For a stage ACROSS runs: the artefacts of one run, by their stages."""
+        mine = f'{run.name}/'
+        return {k.removeprefix(mine): v for k, v in self.inputs.items() if k.startswith(mine)}
+
     def seen_by(self, run: configs.Run) -> Data:
         """For a stage ACROSS runs: the data as the stages of one run saw them."""
-        made = self.inputs.get(f'{run.name}/{PSEUDO}')
-        return seen(run.config, {} if made is None else {PSEUDO: made})
+        return seen(run.config, self.inputs_of(run))
 
     def sharing(self, stage: str) -> list[tuple[Artefact, list[str]]]:
         """For a stage ACROSS runs: the artefacts of another stage, each with the arms it serves."""
@@ -151,6 +155,8 @@ def check(config) -> None:
         configs.whole(c, 'config.parallel', 'num_devices')
     configs.whole(data, 'config.data', 'device_limit', minimum=0)
     configs.within(data, 'config.data', 'validation', 0.0, 1.0)
+    if data.get('labels') is not None:
+        configs.true_or_false(data, 'config.data', 'labels')
     configs.within(data, 'config.data', 'test', 0.0, 1.0)
     for name, section in (data.get('ood') or {}).items():
         if name in NAMED:
@@ -166,6 +172,9 @@ def check(config) -> None:
         for i in values:
             low = -np.inf if key == 'mean' else 1e-6  # the images are divided by std
             configs.within(values, f'config.preprocessing.{key}', i, low, np.inf)
+    for key in ('size', 'matched'):
+        if config.preprocessing.get(key) is not None:
+            configs.whole(config.preprocessing, 'config.preprocessing', key)
     dtype(config)
 
 
@@ -182,11 +191,13 @@ def check_look(preprocessing: Mapping, channels: int) -> None:
 
 def load_data(config) -> Data:
     """Reads all sets of a config once a process; arms that change other sections share them."""
-    return _load_data(json.dumps(configs.plain(config.data), sort_keys=True), config.seed)
+    stretched = config.preprocessing.get('size') is not None  # then sets may differ in size
+    section = json.dumps(configs.plain(config.data), sort_keys=True)
+    return _load_data(section, config.seed, stretched)
 
 
 @functools.lru_cache(maxsize=2)
-def _load_data(section, seed):
+def _load_data(section, seed, stretched):
     c = configs.plain(json.loads(section))
     look = ('size', 'resize', 'interpolation', 'channels')
     every = {k: c[k] for k in look if c.get(k) is not None}
@@ -199,9 +210,15 @@ def _load_data(section, seed):
         common = {k: v for k, v in (every | files).items() if k in takes}
         return configs.build(sources.SOURCES, common | section, where)
 
+    def without_labels(examples):
+        return dataclasses.replace(examples, labels=None, class_names=())
+
     with blame('config.data'):
+        images = load(c['id'], 'config.data.id')
+        if c.get('labels') is False:
+            images = {split: without_labels(examples) for split, examples in images.items()}
         roles = splits.roles(
-            load(c['id'], 'config.data.id'),
+            images,
             validation=c['validation'],
             validation_from=c.get('validation_from') or 'train',
             test=c['test'],
@@ -220,11 +237,12 @@ def _load_data(section, seed):
     def outside(section, where):
         parts = load(section, where)
         examples = parts.get('test', parts.get('all'))
-        if examples.shape != roles.train.shape:
+        here, wanted = (e.shape[-1:] if stretched else e.shape for e in (examples, roles.train))
+        if here != wanted:
             raise ConfigError(
                 f'{where} has images of shape {examples.shape}, the ID set of '
                 f'{roles.train.shape}. Set config.data.size and config.data.channels to bring all '
-                'sets to one shape.'
+                'sets to one shape, or config.preprocessing.size to stretch each for the network.'
             )
         return examples
 

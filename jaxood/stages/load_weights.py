@@ -42,13 +42,16 @@ def check(config) -> None:
 def fits(config, data, devices) -> None:
     """Raises ConfigError unless the images and classes are such as the network knows."""
     found = load(config.weights)
-    if data.class_names and found.num_classes != data.num_classes:
+    foreign = found.num_classes != data.num_classes
+    if data.class_names and foreign and 'train_restorer' not in config.stages:
         raise ConfigError(
             f'config.weights={config.weights!r} classifies {found.num_classes} classes, the ID set '
             f'has {data.num_classes}. Take weights that were trained on this ID set, or the set '
             'that they were trained on.'
         )
     common.check_look(preprocessing(config), data.shape[-1])
+    if config.preprocessing.get('size') is not None:
+        return  # whoever stretches the images for the network has chosen
     look, c = found.preprocessing, config.data
     wanted = {'size': look.size, 'resize': look.resize, 'interpolation': look.interpolation}
     flags = ' '.join(f'--config.data.{k}={v}' for k, v in wanted.items() if v is not None)
@@ -66,11 +69,13 @@ def fits(config, data, devices) -> None:
 
 
 def preprocessing(config) -> dict:
-    """`mean` and `std`: the weights' own, unless the config overrides them."""
+    """`mean` and `std`: the weights' own, unless the config overrides them; and how images are
+    stretched (`augment.standardise`), if the config says so."""
     look = load(config.weights).preprocessing
     given = configs.plain(config.preprocessing)
     own = {'mean': look.mean, 'std': look.std}
-    return {k: own[k] if given.get(k) is None else given[k] for k in own}
+    look = {k: own[k] if given.get(k) is None else given[k] for k in own}
+    return look | {k: given[k] for k in ('size', 'matched') if given.get(k) is not None}
 
 
 def run(context: Context) -> dict:

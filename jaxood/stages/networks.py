@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +15,7 @@ from jaxood import config as configs
 from jaxood.artefacts import Artefact, Store
 from jaxood.data import augment, loader
 from jaxood.data.examples import Examples
-from jaxood.models import backbones, frozen, heads
+from jaxood.models import backbones, frozen, heads, taps
 from jaxood.models.pretrained import Pretrained
 from jaxood.parallel import Devices
 from jaxood.stages import common
@@ -22,6 +23,7 @@ from jaxood.train import checkpoint
 
 VERSION = 1  # of features: raised when the same network says something else of the same images
 OUTPUTS = ('logits', 'features')
+TAPPED = ('taps', 'mark')  # of a network whose maps are tapped
 SHARD = 8192  # rows that a kill can cost
 ROWS = 1024  # of one call on outputs that are there already
 
@@ -36,6 +38,14 @@ def build(backbone, head, num_classes: int, *, dtype, axis_name=None, where='con
     return models.Classifier(backbone=network, head=top)
 
 
+class Taps(NamedTuple):
+    """Which maps of a network are read beside its features, and how (`models.taps`)."""
+
+    names: tuple[str, ...]
+    positions: tuple[int, ...]  # among the maps
+    pool: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """A classifier, its weights, and the look of the images that it takes.
@@ -46,6 +56,8 @@ class Network:
             (`augment.standardise`).
         key: fingerprint of all that its outputs depend on, besides the images.
         rows: images of one call, a multiple of the devices.
+        taps: the maps that are read, too; None for none.
+        restorer: `restorers.Restorer` of what is tapped, for scores of that; None without.
     """
 
     model: Any
@@ -54,6 +66,13 @@ class Network:
     key: str
     devices: Devices
     rows: int
+    taps: Taps | None = None
+    restorer: Any = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the arrays that it says of a set."""
+        return OUTPUTS if self.taps is None else (*OUTPUTS, *TAPPED)
 
     @property
     def head(self) -> dict[str, np.ndarray]:
@@ -68,7 +87,8 @@ class Network:
         interrupted pass goes on with the next shard.
 
         Returns:
-            `logits` float32[N, K], `features` float32[N, D], and `labels` int32[N] if there are.
+            `logits` float32[N, K], `features` float32[N, D], `labels` int32[N] if there are; of a
+            tapped network also `taps` float32[N, c], z_0 of `models.taps`, and `mark` uint32[N].
         """
         artefact = find_features(store, self.key, examples.digest)
         if artefact.done is None:
@@ -80,7 +100,7 @@ class Network:
     def outputs(self, examples: Examples) -> dict[str, np.ndarray]:
         """`features` in memory, computed anew: for images that are looked at once."""
         parts = list(self.stream(self.chunks(examples)))
-        return {k: np.concatenate([p[k] for p in parts]) for k in OUTPUTS}
+        return {k: np.concatenate([p[k] for p in parts]) for k in self.names}
 
     def stream(self, chunks) -> Iterator[dict[str, np.ndarray]]:
         """Logits and features chunk by chunk, in constant memory.
@@ -88,7 +108,8 @@ class Network:
         Args:
             chunks: (uint8[rows, H, W, C], real rows).
         """
-        forward = _forward(self.devices, self.model, configs.freeze(self.preprocessing))
+        look = configs.freeze(self.preprocessing)
+        forward = _forward(self.devices, self.model, look, self.taps)
         shared = self.devices.replicate(self.variables)
         return parallel.map_rows(self.devices, forward, shared, chunks)
 
@@ -96,19 +117,20 @@ class Network:
         """All images in order, as `stream` and `inside` take them."""
         return ((images, len(rows)) for images, rows in loader.chunks(examples, self.rows))
 
-    def outside(self, f: Callable, params: Any, outputs) -> Iterator[Any]:
+    def outside(self, f: Callable, params: Any, outputs, head=None) -> Iterator[Any]:
         """`f(params, outputs, head)` over the rows of `features`, a chunk at a time, on the host.
 
         Args:
             f: a pure function of rows. Compiled once for each, so give the same object again.
+            head: in place of its own.
         """
         size = self.devices.batch_size(ROWS)
-        outputs = {k: outputs[k] for k in OUTPUTS}
-        chunks = (
-            parallel.pad_rows({k: np.asarray(v[at : at + size]) for k, v in outputs.items()}, size)
-            for at in range(0, len(outputs['logits']), size)
-        )
-        shared = self.devices.replicate({'params': params, 'head': self.head})
+        outputs = {k: outputs[k] for k in (*OUTPUTS, 'restored') if k in outputs}
+        rows = lambda at: jax.tree.map(lambda v: np.asarray(v[at : at + size]), outputs)
+        starts = range(0, len(outputs['logits']), size)
+        chunks = (parallel.pad_rows(rows(at), size) for at in starts)
+        head = self.head if head is None else head
+        shared = self.devices.replicate({'params': params, 'head': head})
         return parallel.map_rows(self.devices, _outside(self.devices, f), shared, chunks)
 
     def inside(self, f: Callable, params: Any, chunks) -> Iterator[Any]:
@@ -136,15 +158,17 @@ class Network:
                     at + sum(len(o['logits']) for o in outputs), **_speed(times, counts)
                 )
                 started = time.monotonic()
-            artefacts.save(path, **{k: np.concatenate([o[k] for o in outputs]) for k in OUTPUTS})
-        for name in OUTPUTS:
+            artefacts.save(path, **{k: np.concatenate([o[k] for o in outputs]) for k in self.names})
+        for name in self.names:
             parts = (artefacts.load(path)[name] for path in shards)
             artefacts.save_rows(artefact / f'{name}.npy', parts, len(examples))
         has_labels = examples.labels is not None
         if has_labels:
             artefacts.save_rows(artefact / 'labels.npy', [examples.labels], len(examples))
         progress.close(**_speed(times, counts))
-        artefact.finish(rows=len(examples), labels=has_labels, **_speed(times, counts))
+        artefact.finish(
+            rows=len(examples), labels=has_labels, arrays=self.names, **_speed(times, counts)
+        )
         (artefact / 'shards').rmtree()
 
 
@@ -152,7 +176,7 @@ def load(artefact: Artefact, config, devices: Devices, rows: int) -> Network:
     """The network of a finished `train_detector` or `load_weights`.
 
     Args:
-        config: for `dtype`, of compute.
+        config: for `dtype`, of compute, and `taps`, if it has that section.
     """
     facts = configs.plain(artefact.done)
     dtype = common.dtype(config)
@@ -161,14 +185,39 @@ def load(artefact: Artefact, config, devices: Devices, rows: int) -> Network:
         dtype=dtype,
         axis_name=devices.axis_name,
     )
+    key = (artefact.stage, artefact.fingerprint, config.dtype)
+    tapped = None
+    if config.get('taps') is not None:
+        tapped = tap(facts['backbone'], config.taps)
+        key += (tapped.positions, tapped.pool)
     return Network(
         model,
         checkpoint.load_weights(artefact / 'weights'),
         facts['preprocessing'],
-        configs.fingerprint(artefact.stage, artefact.fingerprint, config.dtype),
+        configs.fingerprint(*key),
         devices,
-        rows,
+        devices.batch_size(rows_of(rows, facts['preprocessing'])),
+        tapped,
     )
+
+
+def tap(backbone, section) -> Taps:
+    """What `config.taps` asks of the backbone that a section describes.
+
+    Raises:
+        ConfigError: a map that it does not have, or an unknown pooling.
+    """
+    where = 'config.taps'
+    common.check_name(taps.POOLS, section['pool'], f'{where}.pool')
+    known = configs.build(backbones.BACKBONES, backbone, 'config.backbone').map_names
+    with common.rehearsal(f'{where}.at'):
+        positions = taps.choose(backbone['name'], known, configs.plain(section.get('at')))
+    return Taps(tuple(known[i] for i in positions), positions, section['pool'])
+
+
+def rows_of(rows: int, preprocessing) -> int:
+    """As many fewer images of one call as they are enlarged over 32 x 32 pixels."""
+    return max(1, rows * 32**2 // max(32, preprocessing.get('size') or 32) ** 2)
 
 
 def pretrained(found: Pretrained, config, devices: Devices, rows: int) -> Network:
@@ -179,7 +228,7 @@ def pretrained(found: Pretrained, config, devices: Devices, rows: int) -> Networ
     """
     look = found.preprocessing
     preprocessing = {'mean': look.mean, 'std': look.std, 'size': look.size}
-    rows = devices.batch_size(max(1, rows * 32**2 // look.size**2))
+    rows = devices.batch_size(rows_of(rows, preprocessing))
     key = configs.fingerprint('pretrained', found.digest, preprocessing, config.dtype)
     model = found.build(dtype=common.dtype(config), axis_name=devices.axis_name)
     return Network(model, found.variables, preprocessing, key, devices, rows)
@@ -192,7 +241,8 @@ def find_features(store: Store, key: str, digest: str) -> Artefact:
 
 def load_features(artefact: Artefact) -> dict[str, np.ndarray]:
     """What `Network.features` returns, of an artefact that is done."""
-    names = (*OUTPUTS, 'labels') if artefact.done['labels'] else OUTPUTS
+    done = artefact.done
+    names = (*done.get('arrays', OUTPUTS), *(('labels',) if done['labels'] else ()))
     return {name: artefacts.load_rows(artefact / f'{name}.npy') for name in names}
 
 
@@ -205,12 +255,17 @@ def _speed(times: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
 
 
 @functools.cache
-def _forward(devices: Devices, model, preprocessing):
+def _forward(devices: Devices, model, preprocessing, tapped):
     look = dict(preprocessing)
 
     def forward(variables, images):
-        out = model.apply(variables, augment.standardise(images, **look), train=False)
-        return {k: out[k].astype(jnp.float32) for k in OUTPUTS}
+        x = augment.standardise(images, **look)
+        out = model.apply(variables, x, train=False)
+        said = {k: out[k].astype(jnp.float32) for k in OUTPUTS}
+        if tapped is not None:
+            z_0 = taps.semantics(out['maps'], tapped.positions, tapped.pool, x.shape[1:3])
+            said |= {'taps': z_0, 'mark': augment.mark(images)}
+        return said
 
     return devices.compile_rows(forward)
 

@@ -11,7 +11,7 @@ from jaxood import artefacts, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, grid, page, published, results, tables, terminal
-from jaxood.stages import common, score, scorers, synthesise
+from jaxood.stages import common, restorers, score, scorers, synthesise
 from jaxood.stages.common import Context
 from jaxood.stages.sections import SECTIONS
 
@@ -31,7 +31,8 @@ def inputs(config) -> tuple[str, ...]:
     made = ()
     if 'synthesise' in config.stages and synthesise.applies(config):
         made = synthesise.inputs(config)
-    return ('score', *score.inputs(config), *made)
+    pixels = tuple(s for s in ('reconstruct_pixels',) if s in config.stages)
+    return ('score', *score.inputs(config), *made, *pixels)
 
 
 def needs_labels(config) -> bool:
@@ -99,7 +100,7 @@ def fits(config, data, devices) -> None:
 def run(context: Context) -> dict:
     c, data = context.config.report, context.data
     runs = context.runs
-    scored = [s for r in runs for s in load_scored(r, context.inputs, data.ood)]
+    scored = [s for r in runs for s in score.read(r, context.inputs, data.ood)]
     facts = {(r.arm, r.seed): describe(r, context.inputs) for r in runs}
     chief = c.get('arm') or runs[0].arm
     rows = tables.long_rows(scored, data.groups, facts)
@@ -176,43 +177,19 @@ def show(artefact, config) -> None:
         SECTIONS[name].show(found, config)
 
 
-def load_scored(run, inputs, names) -> list[tables.Scored]:
-    """What the score stage of one run wrote, one `Scored` a method."""
-    folder = inputs[f'{run.name}/score']
-    found = []
-    for label in (method.label for method in scorers.methods(run.config)):
-        sidecar = json.loads((folder / f'{label}.json').read_text())
-        sets = {
-            name: artefacts.load(folder / f'{label}/{name}.npz') for name in (score.TEST, *names)
-        }
-        found.append(
-            tables.Scored(
-                arm=run.arm,
-                seed=run.seed,
-                method=label,
-                settings=sidecar['settings'],
-                scores={k: v['score'] for k, v in sets.items()},
-                pred={k: v['pred'] for k, v in sets.items()},
-                label=sets[score.TEST]['label'],
-                fit_s=sidecar['fit_s'],
-                score_ms_per_image=sidecar['score_ms_per_image'],
-                chosen=sidecar['chosen'],
-            )
-        )
-    return found
-
-
 def describe(run, inputs) -> dict[str, str]:
     """The columns of results.csv that say what a run is."""
     config = run.config
     backbone, source = made_of(run, inputs)
     trained = not source
+    restored = score.restores(config)
     others = (f'{k}={v}' for k, v in backbone.items() if k != 'name' and v is not None)
     return {
         'run_id': run.name,
         'id_dataset': dataset_name(config.data.id),
         'backbone': ' '.join([backbone['name'], *others]),
-        'training': config.detector.name if trained else f'pretrained ({source})',
+        'training': (config.detector.name if trained else f'pretrained ({source})')
+        + (f', features restored by {restorers.describe(config)}' if restored else ''),
         'outliers': describe_outliers(config) if trained else 'none',
     }
 
@@ -244,8 +221,8 @@ def dataset_name(section) -> str:
 
 def about_arm(facts) -> str:
     """The small print under an arm's name."""
-    made = facts['outliers']
-    return made if facts['training'].partition(' ')[0] != 'pretrained' else facts['training']
+    made, training = facts['outliers'], facts['training']
+    return training if 'pretrained' in training or 'restored' in training else made
 
 
 def what_was_run(context: Context, arms) -> str:
@@ -259,8 +236,13 @@ def what_was_run(context: Context, arms) -> str:
     elif data.class_names:
         names = ', '.join(data.class_names[:20]) + (', ...' if data.num_classes > 20 else '')
         classes = f'{data.num_classes} classes ({names})'
-    each = f', each with {seeds} training seed{"s" if seeds > 1 else ""}' if trained else ''
+    restored = score.restores(config)
+    each = ''
+    if trained or restored:
+        each = f', each with {seeds} training seed{"s" if seeds > 1 else ""}'
     what = 'Trained' if trained else 'Pretrained; scores fitted'
+    if restored:
+        what = f'{what.partition(";")[0]} network; restorers of its features trained'
     text = (
         f'{what} on {len(data.id.train)} images of {dataset_name(config.data.id)}, '
         f'{classes}, {data.shape[0]} x {data.shape[1]} pixels; '
@@ -268,7 +250,7 @@ def what_was_run(context: Context, arms) -> str:
         f'{each}. Tested on {len(data.id.test)} ID images and '
         + ', '.join(f'{len(v)} of {k} ({data.groups[k]}-OOD)' for k, v in data.ood.items())
     )
-    if not trained:
+    if not trained or restored:
         return f'{text}. {about_tuning(context)}'
     shared = (
         'the diffusion model, its outliers and the judges are made once and shared by all seeds'
@@ -374,6 +356,9 @@ def mistaken(context: Context, scored, run) -> dict:
     return found
 
 
+LOGS = {'train_detector': 'log.jsonl', 'train_restorer': 'until_final/log.jsonl'}
+
+
 def curves(context: Context, drawn):
     """Loss by step of each generator, and of the first detector of the arms that are drawn."""
     panels: dict[str, dict] = {}
@@ -381,21 +366,21 @@ def curves(context: Context, drawn):
         lines = panels.setdefault('train_diffusion', {})
         lines[arms[0]] = console.read_log(folder / 'log.jsonl')
     for run in _first_runs(context):
-        folder = context.inputs.get(f'{run.name}/train_detector')
-        if folder is not None and run.arm in drawn:
-            lines = panels.setdefault('train_detector', {})
-            lines[run.arm] = console.read_log(folder / 'log.jsonl')
+        for stage, log in LOGS.items():
+            folder = context.inputs.get(f'{run.name}/{stage}')
+            if folder is not None and run.arm in drawn:
+                panels.setdefault(stage, {})[run.arm] = console.read_log(folder / log)
     return figures.learning_curves(panels, arms=[run.arm for run in _first_runs(context)])
 
 
 def costs(context: Context) -> list[dict]:
     """Seconds and images/s of what this run stands on, as measured when it was made, by arm."""
-    found, seen = {}, set()
+    found, seen, order = {}, set(), list(context.config.stages)
     for name, artefact in context.inputs.items():
         arm, _, stage = name.rsplit('/', 2)
         if artefact.fingerprint not in seen:
             seen.add(artefact.fingerprint)
-            found.setdefault((ORDER.index(stage), stage, arm), []).append(artefact.done)
+            found.setdefault((order.index(stage), stage, arm), []).append(artefact.done)
     rows = []
     for (_, stage, arm), facts in sorted(found.items(), key=lambda item: item[0]):
         speeds = [f['images_per_s'] for f in facts if f.get('images_per_s')]
@@ -409,17 +394,6 @@ def costs(context: Context) -> list[dict]:
             }
         )
     return rows
-
-
-ORDER = (
-    'pseudo_label',
-    'train_diffusion',
-    'train_judges',
-    'synthesise',
-    'train_detector',
-    'load_weights',
-    'score',
-)
 
 
 class _Images:

@@ -4,6 +4,7 @@ Outputs of the network and scores are kept for all runs and workdirs (`networks`
 a method or a set to the config costs that method or set alone.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 
@@ -13,8 +14,9 @@ from scipy.optimize import linear_sum_assignment
 from jaxood import artefacts, console, detectors, metrics
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError
+from jaxood.report import tables
 from jaxood.scores import SCORES
-from jaxood.stages import common, networks, scorers, train_detector
+from jaxood.stages import common, networks, restorers, scorers, train_detector
 from jaxood.stages.common import TEST, TUNING, VALIDATION, Context
 
 VERSION = 3
@@ -22,6 +24,7 @@ SEES = 'all'
 ACROSS = False
 PUBLISHED = ()
 NEEDS = ('scores',)
+RESTORER = 'train_restorer'
 EMBEDDED = 300  # rows a set whose features are kept for the report's t-SNE
 
 
@@ -30,14 +33,33 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    if detector(config) == 'load_weights':
-        return ('load_weights', *common.labelling(config))
-    return ('train_detector', *train_detector.inputs(config))
+    trained = detector(config) == 'train_detector'
+    more = train_detector.inputs(config) if trained else common.labelling(config)
+    return (*parts(config), *more)
 
 
 def detector(config) -> str:
     """The stage that the network comes from."""
     return 'train_detector' if 'train_detector' in config.stages else 'load_weights'
+
+
+def restores(config) -> bool:
+    """Whether what is scored is a restorer's work on the network's features."""
+    return RESTORER in config.stages
+
+
+def parts(config) -> tuple[str, ...]:
+    """The stages whose work `load` puts together."""
+    return (detector(config), *((RESTORER,) if restores(config) else ()))
+
+
+def load(inputs: Mapping, config, devices, rows: int) -> networks.Network:
+    """What is scored, from the artefacts of `parts`: a network, perhaps with a restorer."""
+    network = networks.load(inputs[detector(config)], config, devices, rows)
+    if not restores(config):
+        return network
+    restorer = restorers.load(inputs[RESTORER], network, config, devices)
+    return dataclasses.replace(network, restorer=restorer)
 
 
 def needs_labels(config) -> bool:
@@ -51,7 +73,8 @@ def classifies(config) -> bool:
 
 
 def settings(config) -> dict:
-    return common.settings(config, 'seeds', 'scores')
+    more = ('restoration',) if restores(config) else ()
+    return common.settings(config, 'seeds', 'scores', *more)
 
 
 def check(config) -> None:
@@ -66,7 +89,27 @@ def check(config) -> None:
             if not isinstance(values, tuple) or not values:
                 raise ConfigError(f'{method.where}.sweep.{key}={values!r}: give a tuple of values.')
         for section in method.candidates():
-            scorers.pick(section, method.where)
+            _check_restored(config, section, method.where)
+
+
+def _check_restored(config, section, where):
+    """Raises ConfigError for a score of restorations that the run doesn't make."""
+    depth, on = scorers.depth_of(section, where), section.get('on')
+    if depth is not None and not restores(config):
+        raise ConfigError(
+            f'{where} scores what a restorer makes of features, and this run trains none. Add '
+            f'{RESTORER!r} to config.stages (configs/dlsr.py has all it needs), or leave it out.'
+        )
+    if on is not None and config.get('taps') is None:
+        raise ConfigError(f'{where}.on={on!r} reads tapped features; config.taps names none.')
+    if depth is not None:
+        restorers.check_depth(config, depth, where)
+        if section['name'] in scorers.BOTH and config.restorer.epochs < 2:
+            raise ConfigError(
+                f'{where} compares the restorer after its first and after its last epoch, and with '
+                f'config.restorer.epochs={config.restorer.epochs} one of these snapshots is '
+                'missing. Set it to 2 or more, or leave this score out.'
+            )
 
 
 def fits(config, data, devices) -> None:
@@ -82,9 +125,7 @@ def fits(config, data, devices) -> None:
 
 def run(context: Context) -> dict:
     config, data = context.config, context.data
-    network = networks.load(
-        context.inputs[detector(config)], config, context.devices, context.num_rows()
-    )
+    network = load(context.inputs, config, context.devices, context.num_rows())
     sets = {TEST: data.id.test, **data.ood, VALIDATION: data.id.validation}
     known = {
         name: network.features(context.store, examples, f'features of {name}, {context.what}')
@@ -97,7 +138,12 @@ def run(context: Context) -> dict:
     if any(method.sweep for method in scorers.methods(config)):
         tuning = data.tuning
         network.features(context.store, tuning, f'features of {TUNING}, {context.what}')
-    labels = data.id.test.labels if classifies(config) else None
+    if depths := scorers.depths(config):  # all in one pass
+        for examples in [*sets.values(), *([] if tuning is None else [tuning])]:
+            network.restorer.outputs(context.store, network, examples, depths, context.what)
+    classes = known[TEST]['logits'].shape[-1]
+    known_ones = classes == data.num_classes  # a pretrained network may know others
+    labels = data.id.test.labels if known_ones and classifies(config) else None
     if labels is not None and (
         doubt := warning(known[TEST]['logits'], labels, network.preprocessing)
     ):
@@ -123,14 +169,34 @@ def run(context: Context) -> dict:
     return {
         'images_per_s': passed.get('images_per_s'),  # of the network's forward pass
         'id_accuracy': _accuracy(known[TEST]['logits'], labels),
-        'class_names': data.class_names or _numbers(known[TEST]['logits']),
+        'class_names': data.class_names if known_ones else tuple(map(str, range(classes))),
         'shape': data.shape,
         'bank': bank.digests,
     }
 
 
-def _numbers(logits):
-    return tuple(map(str, range(logits.shape[-1])))
+def read(run, inputs, names) -> list[tables.Scored]:
+    """What this stage wrote for one run, one `Scored` a method."""
+    folder = inputs[f'{run.name}/score']
+    found = []
+    for label in (method.label for method in scorers.methods(run.config)):
+        sidecar = json.loads((folder / f'{label}.json').read_text())
+        sets = {name: artefacts.load(folder / f'{label}/{name}.npz') for name in (TEST, *names)}
+        found.append(
+            tables.Scored(
+                arm=run.arm,
+                seed=run.seed,
+                method=label,
+                settings=sidecar['settings'],
+                scores={k: v['score'] for k, v in sets.items()},
+                pred={k: v['pred'] for k, v in sets.items()},
+                label=sets[TEST]['label'],
+                fit_s=sidecar['fit_s'],
+                score_ms_per_image=sidecar['score_ms_per_image'],
+                chosen=sidecar['chosen'],
+            )
+        )
+    return found
 
 
 def _accuracy(logits, labels):

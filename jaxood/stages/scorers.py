@@ -9,19 +9,22 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxood import artefacts, metrics
 from jaxood import config as configs
 from jaxood.artefacts import Store
 from jaxood.data.examples import Examples
-from jaxood.errors import UserError, blame
+from jaxood.errors import ConfigError, UserError, blame
 from jaxood.scores import SCORES
 from jaxood.stages import common, networks
 from jaxood.stages.common import TRAIN, TUNING, VALIDATION
 
 VERSION = 1  # raised when a score says something else for the same settings
 INSIDE = ('maps', 'network')  # `needs` of scores that look inside the network
+RESTORED = 'restored'  # ... of scores of what a restorer makes of the tapped features
+BOTH = ('lr',)  # of those, the ones that compare two snapshots
 OUTLIERS = 'outliers'  # the bank's name for those that a detector was trained on
 VALIDATED = '_validated'  # ends the label of a score whose settings were chosen on validation data
 
@@ -49,6 +52,18 @@ class Method(NamedTuple):
         for key, values in self.sweep.items():
             found = [one | {key: value} for one in found for value in values]
         yield from found
+
+
+def depth_of(section: Mapping, where: str) -> int | None:
+    """From where features are restored for a score; None for scores that read no restoration."""
+    entry, keywords = pick(section, where)
+    return entry.fit({}, {}, **keywords).depth if entry.needs == RESTORED else None
+
+
+def depths(config) -> list[int]:
+    """Every depth that some score of a config asks for."""
+    found = {depth_of(s, m.where) for m in methods(config) for s in m.candidates()}
+    return sorted(found - {None})
 
 
 def methods(config) -> list[Method]:
@@ -108,10 +123,20 @@ class Bank:
         examples = examples if rows is None else examples.subset(rows)
         return self.network.inside(_of_nothing(f), {}, self.network.chunks(examples))
 
-    def whole(self) -> Mapping[str, Any]:
-        """The training set as a fit gets it, with the validation sets inside."""
-        others = {name: _OnDemand(self, name) for name in self.digests if name != TRAIN}
-        return _OnDemand(self, TRAIN, others)
+    def whole(self, on: str | None = None) -> Mapping[str, Any]:
+        """The training set as a fit gets it, with the validation sets inside. `on`: see `seen`."""
+        others = {name: _OnDemand(self, name, on) for name in self.digests if name != TRAIN}
+        return _OnDemand(self, TRAIN, on, others)
+
+
+def seen(outputs: Mapping[str, Any], on: str | None) -> Mapping[str, Any]:
+    """Outputs as a score reads them: on 'taps', tapped features in place of penultimate ones, and
+    one class for all, so that KNN and Mahalanobis know no more than a restorer does."""
+    if on is None:
+        return outputs
+    count = len(outputs['taps'])
+    one = {'labels': np.zeros(count, np.int32), 'logits': np.zeros((count, 1), np.float32)}
+    return {**outputs, **one, 'features': outputs['taps']}
 
 
 @functools.lru_cache(maxsize=16)
@@ -123,9 +148,9 @@ def _of_nothing(f):
 class _OnDemand(Mapping):
     """One set of a bank. What no score reads is not computed: many are fitted on nothing."""
 
-    def __init__(self, bank, name, others=None):
+    def __init__(self, bank, name, on, others=None):
         self.known = {'map': functools.partial(bank.map, name), **(others or {})}
-        self.outputs = functools.partial(bank.outputs, name)
+        self.outputs = lambda: seen(bank.outputs(name), on)
 
     def __getitem__(self, key):
         if key not in self.known and key in (*networks.OUTPUTS, 'labels', 'index'):
@@ -157,8 +182,9 @@ class Scorer:
             aurocs = [self._validate(one, tuning) for one in candidates]
             section = candidates[int(np.argmax(aurocs))]
             aurocs = [{'settings': one, 'auroc': a} for one, a in zip(candidates, aurocs)]
-        self.section = section
-        key = configs.fingerprint(VERSION, bank.network.key, bank.digests, section)
+        self.section, self.depth = section, depth_of(section, method.where)
+        made = bank.network.key if self.depth is None else bank.network.restorer.key
+        key = configs.fingerprint(VERSION, made, bank.digests, section)
         self.folder = bank.store.find('scores', key)
         chosen = 'validated' if method.sweep else 'default'
         self.facts = {'settings': section, 'chosen': chosen, 'validation': aurocs}
@@ -174,17 +200,22 @@ class Scorer:
 
     def _compute(self, examples, path):
         network, store = self.bank.network, self.bank.store
-        outputs = network.features(store, examples, f'features for {self.method.label}')
+        what, before = f'features for {self.method.label}', 0.0
+        outputs = network.features(store, examples, what)
+        if self.depth is not None:
+            outputs |= network.restorer.outputs(store, network, examples, [self.depth], what)
+            cost = network.restorer.find(store, examples.digest, self.depth).done['ms_per_image']
+            before = cost * (2 if self.section['name'] in BOTH else 1)
         if self.fitted is None:
             started = time.monotonic()
             score = fit(self.bank, self.section, self.method.where)
             self.fitted = score, time.monotonic() - started
-            first = {k: v[:1] for k, v in outputs.items()}
+            first = jax.tree.map(lambda v: v[:1], outputs)
             score(first, network.chunks(examples.subset([0])))  # compiles
         score, fit_s = self.fitted
         started = time.monotonic()
         values = score(outputs, network.chunks(examples))
-        each = 1e3 * (time.monotonic() - started) / len(values)
+        each = before + 1e3 * (time.monotonic() - started) / len(values)
         artefacts.save(path, score=values, fit_s=round(fit_s, 4), score_ms_per_image=round(each, 5))
 
     def _validate(self, section, tuning):
@@ -202,16 +233,20 @@ def fit(bank: Bank, section: Mapping, where: str):
     Raises:
         UserError: settings that the bank does not allow, or a score that is not finite.
     """
-    network = bank.network
+    network, on = bank.network, section.get('on')
     entry, keywords = pick(section, where)
+    head = network.head
+    if on is not None:
+        width = bank.outputs(TRAIN)['taps'].shape[1]
+        head = {'kernel': np.zeros((width, 1), np.float32), 'bias': np.zeros(1, np.float32)}
     with blame(where):
-        params = entry.fit(bank.whole(), network.head, **keywords)
+        params = entry.fit(bank.whole(on), head, **keywords)
 
     def score(outputs, chunks):
         if entry.needs in INSIDE:
             parts = network.inside(entry.score, params, chunks)
         else:
-            parts = network.outside(entry.score, params, outputs)
+            parts = network.outside(entry.score, params, seen(outputs, on), head)
         values = np.concatenate(list(parts))
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
@@ -227,4 +262,11 @@ def fit(bank: Bank, section: Mapping, where: str):
 
 def pick(section: Mapping, where: str):
     """The score that a section names, and its keywords."""
-    return configs.pick(SCORES, section, where, like='scores', given=('bank', 'head'))
+    found = configs.pick(SCORES, section, where, like='scores', given=('bank', 'head'))
+    on = section.get('on')
+    if on not in (None, 'taps') or (on and found[0].needs != 'features'):
+        raise ConfigError(
+            f"{where}.on={on!r}: leave it unset, or set 'taps' for a score that reads features "
+            f'({", ".join(k for k, v in SCORES.items() if v.needs == "features")}).'
+        )
+    return found

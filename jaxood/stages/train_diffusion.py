@@ -26,6 +26,8 @@ PUBLISHED = ()
 
 
 def applies(config) -> bool:
+    if 'reconstruct_pixels' in config.stages:
+        return True
     strategy = STRATEGIES.get(config.outliers.name)
     return strategy is not None and bool({'generate', 'edit'} & {*strategy.needs})
 
@@ -35,7 +37,7 @@ def inputs(config) -> tuple[str, ...]:
 
 
 def needs_labels(config) -> bool:
-    return True  # the condition is a class
+    return config.diffusion.label_dropout < 1.0  # the condition is a class
 
 
 def settings(config) -> dict:
@@ -43,7 +45,8 @@ def settings(config) -> dict:
 
 
 def check(config) -> None:
-    configs.require(config, 'generator', 'diffusion', 'sampler')
+    drawn = ('sampler',) if 'synthesise' in config.stages else ()
+    configs.require(config, 'generator', 'diffusion', *drawn)
     c, where = config.diffusion, 'config.diffusion'
     configs.whole(c, where, 'steps', 'batch_size', 'log_every', 'checkpoint_every')
     configs.within(c, where, 'label_dropout', 0.0, 1.0)

@@ -87,9 +87,18 @@ def adam(
     return optax.chain(*before, optax.adam(schedule))
 
 
+def adamw(
+    *, steps: int, learning_rate: float = 1e-4, weight_decay: float = 1e-4
+) -> optax.GradientTransformation:
+    """AdamW (β .9, .999) at a constant rate: DLSR's, whose paper has these defaults (its official
+    code 1e-5 and 0.02)."""
+    _check_rate(learning_rate)
+    return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+
 def _check_rate(learning_rate):
     if not learning_rate > 0.0:
         raise UserError(f'learning_rate={learning_rate} must be above 0.')
 
 
-OPTIMIZERS = {'sgd': sgd, 'adam': adam}
+OPTIMIZERS = {'sgd': sgd, 'adam': adam, 'adamw': adamw}

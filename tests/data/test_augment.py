@@ -76,3 +76,31 @@ def test_the_rest_of_the_batch_makes_no_difference(batch, change):
     whole = change(images, keys)
     np.testing.assert_array_equal(jax.jit(change)(images[some], keys[some]), whole[some])
     assert not np.array_equal(whole, images)
+
+
+def test_matched_images_lose_what_the_small_ones_never_had():
+    """A picture as large as it comes, and the same shrunk before: equal once both are matched."""
+    rng = np.random.default_rng(0)
+    large = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    look = dict(mean=0.5, std=0.5, size=64)
+    native, matched = (augment.standardise(large, **look, matched=m) for m in (None, 8))
+    assert native.shape == matched.shape == (2, 64, 64, 3)
+    detail = lambda x: float(np.abs(np.diff(x, axis=1)).mean())
+    assert detail(native) > 4 * detail(matched)
+    small = large[:, ::4, ::4]
+    as_it_is = augment.standardise(small, **look)
+    np.testing.assert_array_equal(augment.standardise(small, **look, matched=8), as_it_is)
+
+
+def test_a_mark_follows_from_the_pixels():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (200, 8, 8, 3), np.uint8)
+    marks = np.asarray(augment.mark(images))
+    assert marks.dtype == np.uint32
+    assert len({*marks.tolist()}) == 200
+    np.testing.assert_array_equal(augment.mark(images[7:9]), marks[7:9])
+    other = images.copy()
+    other[:, 3, 3, 1] ^= 1  # one bit of one pixel
+    assert (np.asarray(augment.mark(other)) != marks).all()
+    black = np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)
+    assert augment.mark(black[0]) != augment.mark(black[1])

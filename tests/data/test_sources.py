@@ -189,6 +189,8 @@ def test_resize_comes_before_the_crop():
     )
     half = decoding.fit(image, 4, None, resize=8)[..., 0].astype(int)
     np.testing.assert_allclose(half[0], [45, 65, 85, 105], atol=1)  # pairs' means, the middle four
+    whole = decoding.fit(Image.fromarray(ramp[:4]), 4, None, resize='stretch')[..., 0].astype(int)
+    np.testing.assert_allclose(whole[0], [15, 55, 95, 135], atol=4)  # all of it, 4 x 16 made square
     steep = Image.fromarray(np.uint8([[0, 0, 0, 255, 255, 255]] * 6))
     looks = [decoding.fit(steep, 12, None, interpolation=i) for i in decoding.INTERPOLATIONS]
     assert (looks[0] != looks[1]).any()
@@ -199,6 +201,8 @@ def test_resize_comes_before_the_crop():
     [
         (dict(resize=4), 'resize=4 must be a whole number of at least size=8'),
         (dict(size=None, resize=8), 'resize=8'),
+        (dict(size=None, resize='stretch'), r"resize='stretch' must be.* and set size"),
+        (dict(resize='strech'), r"resize='strech' must be a whole number"),
         (dict(interpolation='bicubik'), "Did you mean 'bicubic'"),
     ],
 )

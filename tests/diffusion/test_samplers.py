@@ -41,7 +41,7 @@ def keys(count):
     return key_each(jax.random.key(9), jnp.arange(count))
 
 
-@pytest.mark.parametrize('name', ['ddim', 'dpmpp_2m'])
+@pytest.mark.parametrize('name', ['ddim', 'dpmpp_2m', 'pndm'])
 def test_with_the_true_noise_a_deterministic_step_lands_on_the_path(name):
     """Given eps_hat = eps, x_t goes to x_s for every s < t, and to the data for s = 0."""
     x_0, eps = data((4, 3)), data((4, 3), 1)
@@ -172,10 +172,54 @@ def test_a_chain_of_no_steps_returns_its_input_bit_for_bit(name):
     np.testing.assert_array_equal(got, x)
 
 
+def test_pndm_is_of_higher_order_than_ddim_and_begins_with_heuns_step():
+    levels = schedules.cosine(1000)
+    x = jnp.linspace(-2.0, 2.0, 9)[:, None]
+
+    def error(name, grid):
+        got = samplers.sample(
+            gaussian(levels),
+            x,
+            None,
+            alpha_bar=levels,
+            timesteps=grid,
+            sampler=SAMPLERS[name],
+        )
+        return np.abs(got - gaussian_ode(levels, x, grid[0], grid[-1])).max()
+
+    grids = {steps: 100 + samplers.strided(1000, steps, 800) for steps in (20, 40)}
+    repeated = {steps: samplers.with_repeat(grid) for steps, grid in grids.items()}
+    np.testing.assert_array_equal(repeated[20][:4], [900, 860, 860, 820])
+    assert error('pndm', repeated[20]) / error('pndm', repeated[40]) > 3.4
+    assert error('pndm', repeated[40]) < 0.1 * error('ddim', grids[40])
+    first = lambda h: error('pndm', np.array([500, 500 - h, 500 - h]))  # corrected: error O(h³)
+    assert 6.0 < first(80) / first(40) < 10.0
+
+
+def test_stable_diffusions_times():
+    """Those of diffusers, which counts from 0, plus 1; the last ᾱ is its ᾱ_0, our alpha_bar[1]."""
+    grid = samplers.leading(1000, 50)
+    np.testing.assert_array_equal(grid, [*range(982, 0, -20), 1])
+    np.testing.assert_array_equal(samplers.leading(1000, 3), [668, 335, 2, 1])
+    dpm = samplers.spread(1000, 20)  # DPMSolverMultistepScheduler: 999, 949 ... 549, 500 ... 50
+    np.testing.assert_array_equal(dpm, [*range(1000, 549, -50), *range(501, 50, -50), 0])
+    np.testing.assert_array_equal(samplers.spread(1000, 20, start=101), [101, 51, 0])
+    np.testing.assert_array_equal(samplers.leading(1000, 50, start=42), [42, 22, 2, 1])
+    np.testing.assert_array_equal(samplers.leading(1000, 50, start=50), [50, 42, 22, 2, 1])
+    for start in (1, 0):
+        np.testing.assert_array_equal(samplers.leading(1000, 50, start=start), [start])
+    assert len(samplers.with_repeat(samplers.leading(1000, 1))) == 2
+    for steps, start in [(0, None), (501, None), (50, -1), (50, 1001)]:
+        with pytest.raises(UserError, match=r'in 1\.\.500|no time of this chain'):
+            samplers.leading(1000, steps, start=start)
+    with pytest.raises(UserError, match=r'in 1\.\.999'):
+        samplers.spread(1000, 1000)
+
+
 def test_a_grid_may_end_above_zero():
     """Stable Diffusion's stops at alpha_bar[1]; one more step goes from there to the data."""
     x_0, eps = data((2, 3)), data((2, 3), 1)
-    for name in ('ddim', 'dpmpp_2m'):
+    for name in ('ddim', 'dpmpp_2m', 'pndm'):
         got = samplers.sample(
             oracle(x_0),
             process.add_noise(x_0, eps, alpha_bar[982]),

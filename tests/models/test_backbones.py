@@ -49,6 +49,8 @@ def test_features_are_the_mean_of_the_last_map(name, images, variables):
         np.testing.assert_allclose(features, maps[-1].mean((1, 2)), atol=1e-6)
         assert (features >= LOWEST.get(name, 0.0)).all()
     assert all(m.shape[0] == 8 and m.ndim == 4 for m in maps)
+    names = BACKBONES[name](**TINY[name]).map_names
+    assert len({*names}) == len(maps)
 
 
 def test_evaluation_changes_no_statistics_and_sees_no_neighbours(name, images, variables):

@@ -55,6 +55,10 @@ BLIND_SPOTS = {
         'double': 1.00,
     },  # both stages are h
     'combood': {'mid': 0.91, 'orth': 0.90, 'origin': 1.00, 'double': 1.00},
+    # Of a restorer that knows the classes' directions alone: see toy.py.
+    'mse': {'mid': 0.50, 'orth': 1.00, 'origin': 0.50, 'double': 0.99},
+    'lr': {'mid': 0.84, 'orth': 0.50, 'origin': 1.00, 'double': 0.01},
+    'mfsim': {'mid': 0.70, 'orth': 0.50, 'origin': 0.94, 'double': 0.50},
     'weiper': {'mid': 0.61, 'orth': 0.68, 'origin': 0.68, 'double': 0.99},
 }
 # z -> z + a

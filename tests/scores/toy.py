@@ -8,7 +8,7 @@ import numpy as np
 from flax import struct
 from scipy.special import logsumexp
 
-from jaxood.scores import SCORES
+from jaxood.scores import SCORES, reconstruction
 
 D, K = 20, 5
 MEANS = 5.0 * np.eye(K, D)
@@ -114,7 +114,17 @@ def outputs_through(images, head, labels=None):
     outputs = dict(jax.tree.map(np.asarray, jax.jit(head['network'].forward)(images)))
     outputs.pop('relus')
     outputs |= {'images': images, 'index': np.arange(len(images), dtype=np.int32)}
+    outputs |= {'restored': {3: restored(outputs['features'])}}
     return outputs if labels is None else outputs | {'labels': np.asarray(labels, np.int32)}
+
+
+def restored(z_0):
+    """By a restorer that has learned the K directions of the class means and nothing else, and
+    before that (its first snapshot) nothing at all; two blocks."""
+    edges = (0, z_0.shape[1] // 2, z_0.shape[1])
+    snapshots = np.zeros_like(z_0), np.where(np.arange(z_0.shape[1]) < K, z_0, 0.0)
+    both = [reconstruction.compare(z_0, z_tilde, edges) for z_tilde in snapshots]
+    return jax.tree.map(lambda *x: np.stack(x, axis=1), *both)
 
 
 def bank_of(outputs, head, **more):
@@ -148,6 +158,7 @@ def seen_by(name, bank, outputs, head):
     if SCORES[name].needs in ('maps', 'network'):
         return bank, outputs, head
     none = {'images', 'maps', 'map', 'network'}
+    none |= {'restored'} if SCORES[name].needs != 'restored' else {'logits', 'features'}
     return tuple({k: v for k, v in x.items() if k not in none} for x in (bank, outputs, head))
 
 

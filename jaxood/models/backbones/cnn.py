@@ -22,6 +22,10 @@ class CNN(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        return tuple(f'conv{i}' for i in range(len(self.widths)))
+
     @nn.compact
     def __call__(self, images, *, train: bool, keys=None, after: int | None = None):
         x, maps = images, []

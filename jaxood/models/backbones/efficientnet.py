@@ -1,5 +1,6 @@
 """EfficientNets."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -172,6 +173,12 @@ class EfficientNet(nn.Module):
                 "timm's efficientnet_*) or 'tf' (timm's tf_efficientnet_*)."
             )
         super().__post_init__()
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """'block1', 'block5', ...: the blocks by their number among all, from 0; then 'head'."""
+        last = itertools.accumulate(map(len, plan(self.width, self.depth)))
+        return (*(f'block{number - 1}' for number in last), 'head')
 
     @nn.compact
     def __call__(self, images, *, train: bool, keys=None, after: int | None = None):

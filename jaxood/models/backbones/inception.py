@@ -196,6 +196,10 @@ class Inception(nn.Module):
             )
         super().__post_init__()
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        return ('Conv2d_4a', 'Mixed_5d', 'Mixed_6e', 'Mixed_7c')
+
     @nn.compact
     def __call__(self, images, *, train: bool, keys=None, after: int | None = None):
         if after is None and min(images.shape[1:3]) < SMALLEST:

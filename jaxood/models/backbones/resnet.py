@@ -91,6 +91,10 @@ class ResNet(nn.Module):
                 raise UserError(f'{name}={getattr(self, name)!r} must be one of {known}.')
         super().__post_init__()
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        return tuple(f'layer{stage + 1}' for stage in range(len(self.blocks)))
+
     @nn.compact
     def __call__(self, images, *, train: bool, keys=None, after: int | None = None):
         x, maps = images, []

@@ -84,6 +84,10 @@ class ViT(nn.Module):
                 )
         super().__post_init__()
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        return tuple(f'block{i}' for i in range(self.depth))
+
     def first(self, number: int) -> tuple[str, ...]:
         """Names of the parts up to block number `number`: those to freeze for fine-tuning."""
         if not 0 <= number <= self.depth:

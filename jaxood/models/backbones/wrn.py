@@ -69,6 +69,10 @@ class WRN(nn.Module):
             )
         super().__post_init__()
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        return ('block1', 'block2', 'block3')
+
     @nn.compact
     def __call__(self, images, *, train: bool, keys=None, after: int | None = None):
         x, maps = images, []

@@ -9,10 +9,18 @@ A section is a module with
     show(found, config)    says what it found in a few lines on the terminal
 """
 
-from jaxood.stages.sections import discrepancy, examination, pseudo_labels
+from jaxood.stages.sections import (
+    discrepancy,
+    examination,
+    pixels,
+    pseudo_labels,
+    restoration,
+)
 
 SECTIONS = {
     'pseudo_labels': pseudo_labels,
     'discrepancy': discrepancy,
     'examination': examination,
+    'restoration': restoration,
+    'pixels': pixels,
 }
