@@ -57,10 +57,10 @@ share that `none` takes for the cluster asked for:
     S = 200     99.19 / 99.13    .43   97.8 %    99.11 / 99.04    .91   99.6 %
 
 No row or column differs clearly from another (S = 100 and 200 against 50 -0.01, -0.36 to 0.33; w 4
-against 2 +0.01, -0.08 to 0.08). As in the poster S = 100 is best, and the distance to ID images
-grows up to there; at S = 200, unlike there, edits are whole images of the other cluster and lie near
-the ID images again, and the outlier head, which has to call them foreign, passes only 78.7 % of ID
-test images (94.9 % at S = 100).
+against 2 +0.01, -0.08 to 0.08). As in the poster S = 100 is best, and at w = 2 the distance to ID
+images grows up to there; at S = 200, unlike there, edits are whole images of the other cluster,
+near the ID images again, and the outlier head, which has to call them foreign, passes only 78.7 %
+of ID test images (94.9 % at S = 100).
 
 The CIFAR variants at full size and on a GPU: not measured yet.
 """
