@@ -154,9 +154,10 @@ def _check_initial(config) -> None:
 
 
 def _whole(backbone):
-    """A backbone's section with the defaults filled in."""
+    """A backbone's section with the defaults filled in, less what its weights know nothing of."""
     parameters = configs.parameters(BACKBONES[backbone['name']])
-    return configs.freeze({k: p.default for k, p in parameters.items()} | dict(backbone))
+    whole = {k: p.default for k, p in parameters.items()} | dict(backbone)
+    return configs.freeze({k: v for k, v in whole.items() if k != 'dropout'})
 
 
 def _initial(context: Context):

@@ -167,6 +167,17 @@ def two_classes(x, t, condition):
     return jnp.stack([semantic, jnp.sqrt(1 - a[:, 0]) * x[:, 1]], -1)
 
 
+def test_guidance_pushes_the_class_and_no_nuisance():
+    """sd_outlier, check 8.4: where the classes differ, ε_c - ε_∅ points, and nowhere else."""
+    points = jax.random.normal(jax.random.key(3), (64, 2))
+    times = jnp.arange(64) * 15 + 1
+    branch = lambda k: two_classes(points, times, jnp.tile(jnp.eye(3)[k], (64, 1)))
+    for k in (0, 1):
+        difference = branch(k) - branch(2)
+        np.testing.assert_array_equal(difference[:, 1], 0.0)
+        assert (jnp.sign(difference[:, 0]) == -CENTRES[k]).mean() > 0.9  # noise points away
+
+
 @functools.partial(jax.jit, static_argnames=('sampler', 'depth'))
 def edit(guidance, *, sampler, depth, rows=10_000):
     """Half-noised samples of each class, denoised as the other: x_0, the result, target class."""

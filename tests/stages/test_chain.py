@@ -162,18 +162,7 @@ def candidates(finished, mode, num_devices, batch):
     run = next(r for r in experiment.check(config) if r.arm == 'diffusion')
     devices = parallel.setup(mode, num_devices)
     place = artefacts.Artefact('train_diffusion', '', epath.Path(made(folder, 'train_diffusion')))
-    context = common.Context(
-        config=run.config,
-        data=common.load_data(run.config),
-        devices=devices,
-        artefact=place,
-        inputs={'train_diffusion': place},
-        store=artefacts.Store(folder / 'artefacts'),
-        what='',
-        runs=[run],
-        repro={},
-    )
-    rows, shared = synthesise.renderer(context)
+    rows, shared = synthesise.renderer(run.config, common.load_data(run.config), place)
     compiled, shared = devices.compile_rows(rows), devices.replicate(shared)
     size = devices.batch_size(batch)
     numbers = np.arange(16, dtype=np.int32)

@@ -71,7 +71,7 @@ def tell(context: Context) -> tuple[dict, page.Section]:
 
 
 NOTE = (
-    'Intervals: 95 % bootstrap over seeds and images; of shares, Wilson’s for the first seed. '
+    'Intervals: 95 % bootstrap over seeds and images; of shares, Wilson’s over images. '
     'Led to its own class: the same edit, c_r = ỹ, which shows an ID image after the denoiser and '
     'should pass for ID. The class ỹ of a test image is what the detector of the report’s own '
     'arm takes it for; that arm’s generator makes these sets for all arms.'
@@ -167,9 +167,9 @@ def row(context: Context, arm: str, asked: dict[str, Asked], sets: dict[str, Exa
     ):
         said = [one.binary(examples or one.data.id.test, f'{name}, {arm}') for one in runs]
         if said[0] is not None:
-            right = np.stack(said) == outlying
-            low, high = metrics.proportion(int(right[0].sum()), right.shape[1])
-            found['binary'][name] = {'mean': float(right.mean()), 'low': low, 'high': high}
+            right = float(np.mean(np.stack(said) == outlying))
+            low, high = metrics.proportion(round(right * len(said[0])), len(said[0]))
+            found['binary'][name] = {'mean': right, 'low': low, 'high': high}
     return found
 
 
@@ -233,7 +233,9 @@ def triplets(context: Context, run) -> Markup:
 
 
 def _beside(images):
-    """One picture of several, a white column between them."""
+    """One picture of several, small ones enlarged, a white column between them."""
+    factor = max(1, 32 // images[0].shape[0])
+    images = [image.repeat(factor, axis=0).repeat(factor, axis=1) for image in images]
     gap = np.full((images[0].shape[0], 1, images[0].shape[2]), 255, np.uint8)
     return np.concatenate([part for image in images for part in (image, gap)][:-1], axis=1)
 
