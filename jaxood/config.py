@@ -47,6 +47,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     'sampler': ('steps', 'guidance'),
     'outliers': ('count', 'per_image', 'max_candidates', 'shard_size'),
+    'pipeline': (
+        *('names', 'template', 'positions', 'plain', 'clip', 'autoencoder', 'unet'),
+        *('guidance', 'sampling_steps', 'samples'),
+    ),
     'filter': ('quantile', 'count', 'backbone', 'training'),
     'weights': (),
     'preprocessing': ('mean', 'std', 'size', 'matched'),
@@ -82,8 +86,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 VALUES = ('seed', 'seeds', 'dtype', 'stages', 'artefacts_dir', 'weights')  # these are no sections
 LABELLED = ('scores', 'arms')  # the keys of these are labels
 UNNAMED = (  # these name no entry
-    *('parallel', 'data', 'diffusion', 'preprocessing', 'taps', 'restoration', 'pixels'),
-    'report',
+    *('parallel', 'data', 'diffusion', 'pipeline', 'preprocessing', 'taps', 'restoration'),
+    *('pixels', 'report'),
 )
 # Belong to the experiment: its runs are compared, so no arm may have its own.
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
@@ -92,7 +96,7 @@ OPTIONAL = frozenset(
         *('artefacts_dir', 'num_devices', 'outlier_ratio', 'count', 'per_image', 'max_candidates'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('labels', 'mean', 'std', 'matched', 'at', 'last', 'init', 'frozen'),
+        *('labels', 'names', 'mean', 'std', 'matched', 'at', 'last', 'init', 'frozen'),
         *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
     )
 )

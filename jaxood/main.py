@@ -4,6 +4,7 @@
 
 The program's story is `stages.STAGES`, in its order:
 
+    train_pipeline    a small Stable Diffusion learns captioned images
     train_diffusion   a class-conditional diffusion model learns the ID images
     train_judges      a small ensemble learns to classify them, to tell which outliers are ID images
     synthesise        the diffusion model (or another strategy) invents outliers; judges filter them

@@ -3,4 +3,5 @@
 `detection`: cross-entropy, outlier exposure, KL to and from the uniform distribution.
 `selfsup`: contrast, clusters and self-given labels, of whole batches.
 `margin`: cosines, angular margins, AdaCos's scale: what heads make logits of.
+`contrastive`: images and their captions.
 """

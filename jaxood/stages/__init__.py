@@ -29,10 +29,12 @@ from jaxood.stages import (
     train_detector,
     train_diffusion,
     train_judges,
+    train_pipeline,
     train_restorer,
 )
 
 STAGES = {
+    'train_pipeline': train_pipeline,
     'pseudo_label': pseudo_label,
     'train_diffusion': train_diffusion,
     'train_judges': train_judges,

@@ -21,7 +21,7 @@ from jaxood.stages import common, networks
 from jaxood.train import checkpoint
 
 VERSION = 1  # raised when the same restorer makes something else of the same features
-ROWS = 1024  # of one call, unless fewer are asked for
+ROWS = 1024  # of one call at most; of smaller sets the next power of two
 RANDOM = 'random'  # a stride drawn for each depth, as the paper has it
 
 
@@ -61,9 +61,10 @@ class Restorer:
         missing = [t for t in depths if found[t].done is None]
         if missing:
             outputs = network.features(store, examples, what)
-            self.restore({k: outputs[k][:1] for k in networks.TAPPED}, missing)  # compiles
+            rows = min(ROWS, 1 << (len(examples) - 1).bit_length())
+            self.restore({k: outputs[k][:1] for k in networks.TAPPED}, missing, rows)  # compiles
             started = time.monotonic()
-            numbers = self.restore(outputs, missing)
+            numbers = self.restore(outputs, missing, rows)
             each = 1e3 * (time.monotonic() - started) / len(self.snapshots) / len(examples)
             calls = {t: len(self.times(t)) - 1 for t in missing}
             for t in missing:
@@ -73,7 +74,7 @@ class Restorer:
                     found[t].finish(ms_per_image=share, calls=calls[t])
         return {'restored': {t: artefacts.load(found[t] / 'restored.npz') for t in depths}}
 
-    def restore(self, outputs: Mapping[str, Any], depths: Sequence[int], rows: int = ROWS):
+    def restore(self, outputs: Mapping[str, Any], depths: Sequence[int], rows: int):
         """Both snapshots on features from every depth.
 
         Args:

@@ -75,6 +75,16 @@ def test_pseudo_words_that_a_folder_brings(tmp_path):
     assert list(tokenizers.load(tmp_path / 'it')(['<a><b>'])[0, 1:3]) == [size, size + 1]
 
 
+def test_a_vocabulary_of_our_own_knows_its_words_and_spells_others(tmp_path):
+    texts = ["It's a photo of a three", 'over two', 'naïve 3']
+    tokenizers.save(tmp_path, *tokenizers.learn(texts), length=20)
+    own = tokenizers.load(tmp_path)
+    words = ('it', "'s", 'photo', 'three', 'over', 'NAÏVE', '3')
+    assert {word: len(own.ids(word)) for word in words} == dict.fromkeys(words, 1)
+    assert len(own.ids('four')) > 1
+    assert own(['three four']).shape == (1, 20)
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [

@@ -29,6 +29,7 @@ def test_numbers_by_hand():
     np.testing.assert_allclose(score('mfsim', out), [-0.85355], atol=1e-5)
     np.testing.assert_allclose(score('mfsim', out, skip_first=True), [-(0.5**0.5)], atol=1e-6)
     np.testing.assert_allclose(score('mse', out, snapshot='initial'), [0.0], atol=1e-7)
+    np.testing.assert_allclose(score('mfsim', outputs(Z_TILDE, Z_0)), [-1.0], atol=1e-6)
 
 
 def test_a_blocks_scale_matters_to_the_error_alone():

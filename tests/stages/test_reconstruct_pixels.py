@@ -31,11 +31,12 @@ class Network:
         return params['x_0'] if 'x_0' in params else params['gain'] * jnp.tanh(x)
 
 
-def missed(params, images, number, rows=5):
-    devices = parallel.setup(num_devices=1)
+def missed(params, images, number, rows=5, devices=None):
+    devices = devices or parallel.setup(num_devices=1)
     compiled = stage.functions(devices, Network(), tuple(ALPHA_BAR.tolist()), 'x_0')
     levels = GRID[len(GRID) - 1 - number :]
     key = key_for(0, 'pixels')
+    params = devices.replicate(params)
     return stage.errors(devices, compiled, params, key, images, levels, every=4, rows=rows)
 
 
@@ -58,6 +59,8 @@ def test_a_chain_in_parts_is_the_whole_chain():
     want = np.square(whole - x_0).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(missed(gain, IMAGES, 10), want, rtol=1e-5)
     np.testing.assert_allclose(missed(gain, IMAGES[2:3], 10, rows=2), want[2:3], rtol=1e-5)
+    two = missed(gain, IMAGES, 10, rows=6, devices=parallel.setup('pmap', 2))
+    np.testing.assert_allclose(two, want, rtol=1e-5)
 
 
 def test_the_published_chains():

@@ -123,7 +123,7 @@ def test_what_is_off_the_subspace_is_not_restored(gaussian):
 
 @pytest.mark.slow
 def test_a_restoration_follows_the_image_alone(gaussian):
-    """Batch, padding, order, and the depths beside it change nothing."""
+    """Batch, padding, order, devices, and the depths beside it change nothing."""
     _, sample, restorer = gaussian
     z, mark = sample(50), np.arange(100, 150, dtype=np.uint32)
     whole = restorer.restore({'taps': z, 'mark': mark}, (3, 10), 128)
@@ -131,6 +131,9 @@ def test_a_restoration_follows_the_image_alone(gaussian):
     some = restorer.restore({'taps': z[at], 'mark': mark[at]}, (10,), 2)
     for name in ('errors', 'cosines'):
         np.testing.assert_allclose(some[10][name], whole[10][name][at], atol=1e-5)
+    two = dataclasses.replace(restorer, devices=parallel.setup('pmap', 2))
+    shared_out = two.restore({'taps': z[at], 'mark': mark[at]}, (10,), 2)[10]
+    np.testing.assert_allclose(shared_out['errors'], some[10]['errors'], atol=1e-5)
     other = restorer.restore({'taps': z[at], 'mark': mark[at] + 1}, (10,), 2)
     assert np.abs(other[10]['errors'] - some[10]['errors']).max() > 1e-4
 

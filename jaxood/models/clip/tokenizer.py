@@ -158,6 +158,49 @@ def build(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) -> toke
     return backend
 
 
+def learn(texts: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary in which every word of some texts is one token; other words are spelt.
+
+    Returns:
+        (token -> id, merges): bytes, bytes that end a word, merges from left to right, the tokens
+        that start and end a text. The bytes' characters are GPT-2's.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = 256 - len(printable)
+    letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(others)]
+    plain = tokenizers.Tokenizer(models.BPE())
+    prepared = build({token: i for i, token in enumerate((START, END))}, [])
+    plain.normalizer, plain.pre_tokenizer = prepared.normalizer, prepared.pre_tokenizer
+    merges = {}
+    for text in texts:
+        pieces = plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text))
+        for word, _ in pieces:
+            left, *rest = [*word[:-1], f'{word[-1]}</w>']
+            for right in rest:
+                merges[left, right] = None
+                left += right
+    made = [left + right for left, right in merges]
+    tokens = [*letters, *(f'{c}</w>' for c in letters), *dict.fromkeys(made), START, END]
+    return {token: i for i, token in enumerate(tokens)}, list(merges)
+
+
+def save(
+    folder: pathlib.Path,
+    vocabulary: dict[str, int],
+    merges: Sequence[tuple[str, str]],
+    *,
+    length: int = LENGTH,
+) -> None:
+    """Writes `vocab.json`, `merges.txt` and `tokenizer_config.json`, which `load` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {'tokenizer_class': 'CLIPTokenizer', 'model_max_length': length}
+    facts |= {'bos_token': START, 'eos_token': END, 'unk_token': END, 'pad_token': END}
+    lines = ['#version: 0.2', *(' '.join(pair) for pair in merges), '']
+    (folder / 'vocab.json').write_text(json.dumps(vocabulary, ensure_ascii=False), 'utf-8')
+    (folder / 'merges.txt').write_text('\n'.join(lines), 'utf-8')
+    (folder / 'tokenizer_config.json').write_text(json.dumps(facts, indent=2) + '\n', 'utf-8')
+
+
 def _merges(text):
     """Pairs; the first line may be a comment."""
     lines = text.splitlines()

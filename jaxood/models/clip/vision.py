@@ -15,6 +15,11 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels in [0, 1], as OpenAI's w
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def normalised(pixels: jax.Array) -> jax.Array:
+    """RGB in [0, 1], [B, H, W, 3], as the encoder sees it."""
+    return (pixels - jnp.array(MEAN)) / jnp.array(STD)
+
+
 class Patches(nn.Module):
     """A class token and the patches, each with its position."""
 

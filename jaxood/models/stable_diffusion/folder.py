@@ -141,12 +141,17 @@ def parts(folder: pathlib.Path, kind: str, variant: str | None = None) -> list[P
 
 
 def save(
-    folder: pathlib.Path, source: pathlib.Path, found: Iterable[Part], *, to_diffusers: bool = False
+    folder: pathlib.Path,
+    source: pathlib.Path | None,
+    found: Iterable[Part],
+    *,
+    to_diffusers: bool = False,
 ) -> dict[str, Any]:
     """Writes parts of `source`, and its other files, one array at a time.
 
     Args:
         folder: made if it is not there.
+        source: where the other files are; None leaves them to the caller.
         to_diffusers: in diffusers' names and layouts, rather than ours.
 
     Returns:
@@ -181,7 +186,7 @@ def save(
             'types': sorted(set(part.dtypes.values())),
             'sha256': digest,
         }
-    for name in _other_files(source):
+    for name in _other_files(source) if source else ():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, folder / name)
     if not to_diffusers:

@@ -5,7 +5,6 @@ import dataclasses
 
 import numpy as np
 
-from jaxood import config as configs
 from jaxood import console, metrics
 from jaxood.report import figures, page
 from jaxood.stages import restorers, score, scorers
@@ -33,7 +32,7 @@ def tell(context: Context) -> tuple[dict, page.Section]:
     arms = dict(reversed(arms.items()))
     curves = over_depths(context, scored)
     found = {'arms': arms, 'curves': curves}
-    header = ('arm', 'restorer', 'parameters', 'features', 'loss', 'ms an image')
+    header = ('arm', 'restorer', 'parameters', 'features', 'loss')
     rows = [(arm, *(facts[k] for k in header[1:])) for arm, facts in arms.items()]
     parts = [labels_seen(context), page.Table(header, rows)]
     if any(len(points) > 1 for lines in curves.values() for points in lines.values()):
@@ -45,8 +44,7 @@ def tell(context: Context) -> tuple[dict, page.Section]:
         parts += [histograms(scored, chief, *pair)]
     note = (
         'Loss: mean squared error over all depths at the end of training; an untrained restorer '
-        f'has {next(iter(arms.values()))["untrained"]:.5f}, (c - M)/c of c entries in M blocks. '
-        'ms an image: of restoring cached features from the smallest depth, one snapshot.'
+        f'has {next(iter(arms.values()))["untrained"]:.5f}, (c - M)/c of c entries in M blocks.'
     )
     return found, page.Section('restoration', 'Restored features', parts, note)
 
@@ -72,17 +70,13 @@ def labels_seen(context: Context) -> str:
 def describe(context: Context, run) -> dict:
     """Facts of one arm's restorer, for the table."""
     done = context.inputs[f'{run.name}/{score.RESTORER}'].done
-    edges, section = done['edges'], configs.plain(run.config.taps)
-    network = score.load(context.inputs_of(run), run.config, context.devices, context.num_rows())
-    depth = scorers.depths(run.config)[0]
-    test = network.restorer.find(context.store, context.data.id.test.digest, depth).done
+    c, blocks = done['edges'][-1], len(done['taps'])
     return {
         'restorer': restorers.describe(run.config),
         'parameters': f'{done["parameters"]:,}',
-        'features': f'{edges[-1]} of {", ".join(done["taps"])} ({section["pool"]})',
+        'features': f'{c} of {", ".join(done["taps"])} ({run.config.taps.pool})',
         'loss': f'{done["loss"]:.4f}',
-        'ms an image': f'{test["ms_per_image"]:.3g} (t = {depth})',
-        'untrained': (edges[-1] - len(edges) + 1) / edges[-1],
+        'untrained': (c - blocks) / c,
     }
 
 
