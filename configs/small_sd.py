@@ -10,9 +10,15 @@ Its world: scikit-learn's digits 0 to 7, "a photo of a three", and by compositio
 said of them: mirrored, upside down, inverted, one over another. The digits 8 and 9 are held out; it
 never sees them, so they stay honest test classes.
 
-    :digits    8 x 8 pixels, latents 4 x 4; not measured yet
+    :digits    8 x 8 pixels, latents 4 x 4
     :folder    --config.data.id.path=DIR, one sub-folder a class, 32 x 32; not measured yet
     :cifar10   --config.data.root=DIR with cifar10_train.npz and cifar10_test.npz; not measured yet
+
+Measured with clip.training.steps=200, autoencoder.training.steps=400, unet.training.steps=600 (a
+fifth of those below), samples=16, sampling_steps=20, on 2 CPU cores that other work shared: 96.9 %
+of 128 samples, guidance scale 3, were read as asked by a support vector machine on pixels, which
+reads 98.6 % of real test digits; 4 CPU-minutes, 9 min in all. The full numbers of steps: not
+measured yet. 1.4 M parameters, 5.5 MB.
 
 All sizes and numbers of steps are our choice; the noise schedule, ε prediction and the share of
 captions dropped (0.1) are Stable Diffusion's.

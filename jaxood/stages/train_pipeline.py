@@ -303,17 +303,20 @@ def examine(context: Context, place: pathlib.Path) -> dict:
     sd = folders.load(place)
     asked = names(config, data)
     plain = [c.template.format(name) for name in asked for _ in range(c.samples)]
-    options = dict(guidance=c.guidance, steps=c.sampling_steps, batch_size=context.num_rows())
-    render = lambda prompts: np.concatenate(
+    shown = chosen(texts(config, data), len(asked))
+    prompts = plain + [prompt for prompt in shown for _ in range(SAMPLES)]
+    seeds = [*range(len(plain)), *list(range(SAMPLES)) * len(shown)]
+    images = np.concatenate(
         list(
             pipeline.render(
-                *(sd, context.devices, prompts),
-                range(len(prompts)),
-                **options,
+                *(sd, context.devices, prompts, seeds),
+                guidance=c.guidance,
+                steps=c.sampling_steps,
+                batch_size=context.num_rows(),
             )
         )
     )
-    images = render(plain)
+    images, pictures = images[: len(plain)], images[len(plain) :]
     read = reader(data.id.train)
     wanted = np.repeat(np.arange(len(asked)), c.samples)
     as_asked = read(images) == wanted
@@ -325,7 +328,7 @@ def examine(context: Context, place: pathlib.Path) -> dict:
         },
         'reader_accuracy': round(held, 4),
     }
-    sheet(context.artefact / 'samples.png', texts(config, data), len(asked), render)
+    sheet(context.artefact / 'samples.png', shown, pictures)
     artefacts.write(context.artefact / 'samples.json', json.dumps(found, indent=2) + '\n')
     return found
 
@@ -339,19 +342,22 @@ def reader(examples):
     return lambda images: machine.predict(flat(images))
 
 
-def sheet(path, prompts, count, render) -> None:
-    """Draws a few captions of every kind, a row each, with `SAMPLES` seeds."""
+def chosen(prompts, count) -> list[str]:
+    """Captions for the contact sheet: all classes, and one or two of every composition."""
+    views = len(captions.VIEWS)
+    picked = [*range(count), *(count * v + v % count for v in range(1, views))]
+    picked += [count * views + count - 1, count * (views + 1) + min(3, count - 1)]
+    return [prompts[i] for i in dict.fromkeys(picked) if i < len(prompts)]
+
+
+def sheet(path, prompts, images) -> None:
+    """Draws the images uint8 [N · SAMPLES, H, W, C] of prompts, a row for each."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    pairs = len(captions.VIEWS) * count
-    chosen = [*range(count), *(count * v + v % count for v in range(1, len(captions.VIEWS)))]
-    chosen += [pairs + count - 1, pairs + count + min(3, count - 1)]
-    chosen = [prompts[i] for i in dict.fromkeys(i for i in chosen if i < len(prompts))]
-    images = render([prompt for prompt in chosen for _ in range(SAMPLES)])
-    rows = images.reshape(len(chosen), SAMPLES, *images.shape[1:])
-    figure = Figure(figsize=(0.5 * SAMPLES + 3.5, 0.5 * len(chosen)), dpi=100)
-    axes = figure.subplots(len(chosen), SAMPLES, squeeze=False)
-    for prompt, row, places in zip(chosen, rows, axes):
+    rows = images.reshape(len(prompts), SAMPLES, *images.shape[1:])
+    figure = Figure(figsize=(0.5 * SAMPLES + 3.5, 0.5 * len(prompts)), dpi=100)
+    axes = figure.subplots(len(prompts), SAMPLES, squeeze=False)
+    for prompt, row, places in zip(prompts, rows, axes):
         places[0].set_ylabel(prompt, rotation=0, ha='right', va='center', fontsize=8)
         for image, ax in zip(row, places):
             ax.imshow(image, interpolation='nearest')

@@ -28,9 +28,9 @@ def config(variant='digits', **changes):
         'clip__layers': 1,
         'clip__heads': 2,
         'clip__projection': 8,
-        'autoencoder__channels': (4, 8),
+        'autoencoder__channels': (4,),
         'autoencoder__groups': 2,
-        'unet__channels': (4, 8),
+        'unet__channels': (4,),
         'unet__heads': 2,
         'unet__groups': 2,
     }
@@ -136,7 +136,7 @@ def test_settings_that_cannot_work(changes, message, tmp_path):
     ('changes', 'message'),
     [
         (dict(data__channels=1), r'8 x 8 pixels and 1 channels\. They must be square'),
-        (dict(data__size=9), r'9 x 9 pixels'),
+        (dict(data__size=9, pipeline__autoencoder__channels=(4, 8)), r'9 x 9 pixels'),
         (dict(data__device_limit=1000), r'config\.data\.device_limit: the images must fit'),
         (dict(pipeline__names=('a', 'b')), r'names has 2 names for 8 classes'),
         (dict(pipeline__clip__training__batch_size=5000), r'clip\.training\.batch_size=5000 is'),

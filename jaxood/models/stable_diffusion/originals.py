@@ -112,7 +112,7 @@ def _pipeline(ours, theirs, variant):
         clip_sample=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    options = dict(padding='max_length', max_length=77, truncation=True, return_tensors='pt')
+    options = _padding(pipe.text_encoder.config)
     hidden = pipe.text_encoder(pipe.tokenizer(list(PROMPTS), **options).input_ids)[0]
     latents = _torch(_latents(pipe.unet.config.in_channels))
     vae = pipe.vae.config
@@ -156,7 +156,7 @@ def _clip(ours, theirs, variant):
     options = dict(variant=variant) if variant and ours == theirs else {}
     model = transformers.CLIPModel.from_pretrained(str(theirs), dtype='float32', **options).eval()
     words = transformers.CLIPTokenizer.from_pretrained(str(theirs))
-    options = dict(padding='max_length', max_length=77, truncation=True, return_tensors='pt')
+    options = _padding(model.config.text_config)
     ids = words(list(PROMPTS), **options).input_ids
     size = model.config.vision_config.image_size
     images = _torch(_images(size, model.config.vision_config.num_channels))
@@ -165,6 +165,12 @@ def _clip(ours, theirs, variant):
         model.visual_projection(model.vision_model(images).pooler_output).numpy(),
     )
     return {name: (a, b) for (name, a), b in zip(outputs.items(), reference)}
+
+
+def _padding(config):
+    """How transformers' tokenizer is to fill rows for a text encoder."""
+    length = config.max_position_embeddings
+    return dict(padding='max_length', max_length=length, truncation=True, return_tensors='pt')
 
 
 def _torch(images):
