@@ -14,9 +14,10 @@ from jaxood import config as configs
 from jaxood.artefacts import Store
 from jaxood.data import decoding
 from jaxood.errors import UserError, lookup
-from jaxood.stages import common, scorers
+from jaxood.stages import common
 from jaxood.stages import score as score_stage
 from jaxood.stages.common import VALIDATION
+from jaxood.stages.parts import scorers
 
 COLUMNS = ('file', 'score', 'p_value', 'decision', 'class', 'threshold')
 

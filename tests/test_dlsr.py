@@ -11,7 +11,8 @@ from PIL import Image
 
 from jaxood import experiment, main, predict
 from jaxood.errors import UserError
-from jaxood.stages import STAGES, networks, score, train_restorer
+from jaxood.stages import STAGES, score, train_restorer
+from jaxood.stages.parts import networks
 
 CONFIG = 'configs/dlsr.py'
 

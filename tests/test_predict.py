@@ -21,7 +21,7 @@ from jaxood.models import Classifier
 from jaxood.models.backbones.cnn import CNN
 from jaxood.models.heads import Linear
 from jaxood.scores import logit
-from jaxood.stages import networks
+from jaxood.stages.parts import networks
 from jaxood.train import checkpoint
 
 CLASSES = ('cat', 'dog', 'owl')

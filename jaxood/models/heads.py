@@ -247,7 +247,7 @@ def last_layer(params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     Scores that compute logits anew, of reshaped features say, have that for them (our choice).
     """
     if 'bias' in params:
-        return dict(params)
+        return {name: params[name] for name in ('kernel', 'bias')}
     kernel = margins.unit(jnp.asarray(params['kernel']), 0)
     return {'kernel': kernel, 'bias': jnp.zeros(kernel.shape[1])}
 

@@ -44,7 +44,7 @@ STYLE = {
     'lines.linewidth': 1.6,
     'path.simplify_threshold': 0.5,
 }
-TILE = 64  # pixels to which small images are enlarged
+TILE = 64  # pixels to which the short sides of small images are enlarged
 LARGEST = 128  # and to which large ones are reduced
 
 
@@ -384,11 +384,10 @@ def _picture(image):
             f'a gallery shows uint8 [H, W, 1 or 3] images, got {image.dtype} {image.shape}.'
         )
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    side = max(picture.size)
-    if side > LARGEST:
+    if max(picture.size) > LARGEST:
         picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
         return picture
-    factor = max(1, round(TILE / side))
+    factor = max(1, round(TILE / min(picture.size)))
     return picture.resize(
         (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
     )

@@ -14,9 +14,10 @@ from jaxood import artefacts, clustering, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, blame
 from jaxood.rng import seed_for
-from jaxood.stages import common, load_weights, networks
-from jaxood.stages import scan as trainings
+from jaxood.stages import common, load_weights
 from jaxood.stages.common import TRAIN, VALIDATION, Context
+from jaxood.stages.parts import networks
+from jaxood.stages.parts import scan as trainings
 from jaxood.train import checkpoint
 
 VERSION = 1
@@ -41,7 +42,7 @@ def scan(
     clustering: Mapping,
     self_labelling: Mapping,
 ):
-    """SimCLR, neighbours, SCAN, self-labelling: `stages.scan`. Van Gansbeke et al. 2020.
+    """SimCLR, neighbours, SCAN, self-labelling: `parts.scan`. Van Gansbeke et al. 2020.
 
     Args:
         classes: C, how many clusters are asked for.

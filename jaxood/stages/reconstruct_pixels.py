@@ -19,8 +19,9 @@ from jaxood.data import augment
 from jaxood.diffusion import process, samplers
 from jaxood.errors import ConfigError
 from jaxood.rng import key_each, key_for
-from jaxood.stages import common, score, scorers, train_diffusion
+from jaxood.stages import common, score, train_diffusion
 from jaxood.stages.common import TEST, VALIDATION, Context
+from jaxood.stages.parts import scorers
 from jaxood.train import checkpoint
 
 VERSION = 1

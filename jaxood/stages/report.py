@@ -11,8 +11,9 @@ from jaxood import artefacts, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, grid, page, published, results, tables, terminal
-from jaxood.stages import common, restorers, score, scorers, synthesise
+from jaxood.stages import common, score, synthesise
 from jaxood.stages.common import Context
+from jaxood.stages.parts import restorers, scorers
 from jaxood.stages.sections import SECTIONS
 
 VERSION = 6

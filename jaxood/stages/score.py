@@ -16,8 +16,9 @@ from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError
 from jaxood.report import tables
 from jaxood.scores import SCORES
-from jaxood.stages import common, networks, restorers, scorers, train_detector
+from jaxood.stages import common, train_detector
 from jaxood.stages.common import TEST, TUNING, VALIDATION, Context
+from jaxood.stages.parts import networks, restorers, scorers
 
 VERSION = 3
 SEES = 'all'

@@ -19,8 +19,9 @@ from jaxood.data.examples import Examples
 from jaxood.diffusion import samplers
 from jaxood.errors import ConfigError, UserError, blame
 from jaxood.rng import key_for
-from jaxood.stages import classifiers, common, train_diffusion, train_judges
+from jaxood.stages import common, train_diffusion, train_judges
 from jaxood.stages.common import Context
+from jaxood.stages.parts import classifiers
 from jaxood.synthesis import STRATEGIES
 from jaxood.synthesis import filter as leaks
 from jaxood.synthesis.generator import generator

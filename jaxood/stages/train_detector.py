@@ -7,8 +7,9 @@ from jaxood import config as configs
 from jaxood.errors import ConfigError
 from jaxood.models import pretrained
 from jaxood.models.backbones import BACKBONES
-from jaxood.stages import classifiers, common, load_weights, synthesise
+from jaxood.stages import common, load_weights, synthesise
 from jaxood.stages.common import PSEUDO, Context
+from jaxood.stages.parts import classifiers
 from jaxood.train import checkpoint
 
 VERSION = 2

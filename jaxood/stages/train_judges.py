@@ -6,8 +6,9 @@ import numpy as np
 from jaxood import artefacts, detectors
 from jaxood import config as configs
 from jaxood.errors import ConfigError
-from jaxood.stages import classifiers, common
+from jaxood.stages import common
 from jaxood.stages.common import Context
+from jaxood.stages.parts import classifiers
 from jaxood.synthesis import filter as leaks
 from jaxood.train import checkpoint
 

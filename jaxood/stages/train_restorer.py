@@ -13,8 +13,9 @@ from jaxood.data import loader
 from jaxood.diffusion import process
 from jaxood.errors import ConfigError
 from jaxood.rng import key_each, key_for, seed_for
-from jaxood.stages import common, load_weights, networks, restorers, score
+from jaxood.stages import common, load_weights, score
 from jaxood.stages.common import TRAIN, Context
+from jaxood.stages.parts import networks, restorers
 from jaxood.train import checkpoint, loop, state
 
 VERSION = 1

@@ -12,12 +12,13 @@ from jaxood.losses import margin
 from jaxood.losses.detection import cross_entropy, kl_uniform_p
 from jaxood.models import Classifier
 from jaxood.models.backbones import CNN
-from jaxood.models.heads import HEADS, last_layer
+from jaxood.models.heads import HEADS, branch, last_layer
 from jaxood.train import loop, state
 
 FEATURES = jax.random.normal(jax.random.key(0), (5, 16))
 LABELS = jnp.array([0, 2, 1, 1, 0])
-ANGULAR = [name for name in HEADS if name != 'linear']
+PLAIN = ('linear', 'three')
+ANGULAR = [name for name in HEADS if name not in PLAIN]
 NORMALISED = [name for name in ANGULAR if name != 'sphereface']
 
 
@@ -183,13 +184,24 @@ def test_adacos_refuses_two_classes(dynamic):
 # ---- linear -----------------------------------------------------------------------------------
 
 
-def test_linear_is_an_affine_map():
-    head, variables = init('linear')
+@pytest.mark.parametrize('name', PLAIN)
+def test_linear_is_an_affine_map(name):
+    head, variables = init(name)
     kernel, bias = variables['params']['kernel'], jnp.array([1.0, 2.0, 3.0])
     assert np.abs(kernel).max() <= 1 / np.sqrt(16)  # PyTorch's default
     assert np.std(kernel) == pytest.approx(1 / np.sqrt(3 * 16), rel=0.3)
-    got = head.apply({'params': {'kernel': kernel, 'bias': bias}}, FEATURES)
+    got = head.apply({'params': variables['params'] | {'bias': bias}}, FEATURES)
     np.testing.assert_allclose(got, FEATURES @ kernel + bias, atol=1e-5)
+
+
+def test_the_other_two_of_three_heads_have_their_own_weights():
+    _, variables = init('three')
+    params = variables['params'] | {'bin_bias': jnp.array([1.0, 2.0])}
+    kernel = params['bin_kernel']
+    got = branch(params, 'bin', FEATURES)
+    np.testing.assert_allclose(got, FEATURES @ kernel + jnp.array([1.0, 2.0]), atol=1e-5)
+    assert branch(params, 'out', FEATURES).shape == (len(FEATURES), 3)
+    assert last_layer(params).keys() == {'kernel', 'bias'}  # g_in's, as scores read them
 
 
 # ---- angular heads ----------------------------------------------------------------------------

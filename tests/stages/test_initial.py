@@ -14,7 +14,7 @@ from jaxood.errors import UserError
 from jaxood.models import Classifier
 from jaxood.models.backbones import ViT
 from jaxood.models.heads import ThreeHeads
-from jaxood.stages import classifiers
+from jaxood.stages.parts import classifiers
 from jaxood.train import checkpoint, loop, state
 
 VIT = ViT(size=16, patch=4, width=8, depth=3, heads=2, mlp=16)

@@ -10,7 +10,8 @@ from etils import epath
 
 from jaxood import artefacts, experiment, main, parallel
 from jaxood.errors import ConfigError, UserError
-from jaxood.stages import common, pseudo_label, scan
+from jaxood.stages import common, pseudo_label
+from jaxood.stages.parts import scan
 
 
 def phase(**more):
@@ -203,6 +204,7 @@ def test_other_counts_of_clusters_and_classes_leave_accuracy_unknown():
         (dict(pretext__batch_size=5000), r'pretext\.batch_size=5000 is more than the \d+ ID'),
         (dict(pretext__steps=None), r'pseudo_label\.pretext\.steps is missing'),
         (dict(pretext__temprature=1.0), r"pretext\.temprature.*Did you mean 'temperature'"),
+        (dict(pretext__temperature=0.0), r'temperature=0\.0 must be a number, at least 1e-06'),
         (dict(self_labelling__threshold=1.5), r'threshold=1\.5 must be a number, between 0'),
         (dict(views__strong=dict(name='strnog')), r"views\.strong\.name='strnog' is not known"),
         (dict(views__strong=dict(name='strong')), r'views\.strong: cutout=16 must be from 1 to 8'),

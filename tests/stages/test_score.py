@@ -17,7 +17,8 @@ from jaxood.models import Classifier, frozen
 from jaxood.models.backbones.cnn import CNN
 from jaxood.models.heads import Linear
 from jaxood.scores import SCORES
-from jaxood.stages import common, networks, score, scorers
+from jaxood.stages import common, score
+from jaxood.stages.parts import networks, scorers
 
 ARMS = dict(main=dict(outliers=dict(name='none'), detector=dict(name='plain')))
 LOOK = {'mean': (0.3,), 'std': (0.4,)}

@@ -14,7 +14,8 @@ from jaxood.diffusion import process
 from jaxood.models import taps
 from jaxood.models.denoisers import LFDN
 from jaxood.scores import SCORES
-from jaxood.stages import restorers, train_restorer
+from jaxood.stages import train_restorer
+from jaxood.stages.parts import restorers
 from jaxood.train import loop, state
 
 ALPHA_BAR = diffusion.SCHEDULES['scaled_linear'](100, beta_start=0.0015, beta_end=0.0195)

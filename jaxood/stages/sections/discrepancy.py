@@ -18,8 +18,9 @@ from jaxood import config as configs
 from jaxood.data.examples import Examples
 from jaxood.models import heads
 from jaxood.report import figures, page, published, tables
-from jaxood.stages import networks, score, scorers, synthesise
+from jaxood.stages import score, synthesise
 from jaxood.stages.common import TEST, Context
+from jaxood.stages.parts import networks, scorers
 
 VERSION = 1  # of the images made of the test set
 NAME = 'sd_outliers'  # of that set, where resampling asks for a name

@@ -11,8 +11,9 @@ from jaxood.errors import ConfigError, unknown
 from jaxood.models import pretrained
 from jaxood.report import page, tables
 from jaxood.scores import logit
-from jaxood.stages import load_weights, networks, score
+from jaxood.stages import load_weights, score
 from jaxood.stages.common import Context
+from jaxood.stages.parts import networks
 
 EXTRACTOR = 'config.report.extractor'
 ROWS = 10_000  # outliers that are looked at

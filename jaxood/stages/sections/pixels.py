@@ -4,8 +4,9 @@ import numpy as np
 
 from jaxood import artefacts, console
 from jaxood.report import page, tables
-from jaxood.stages import reconstruct_pixels, score, scorers
+from jaxood.stages import reconstruct_pixels, score
 from jaxood.stages.common import TEST, VALIDATION, Context
+from jaxood.stages.parts import scorers
 
 STAGE = 'reconstruct_pixels'
 

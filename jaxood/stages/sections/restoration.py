@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxood import console, metrics
 from jaxood.report import figures, page
-from jaxood.stages import restorers, score, scorers
+from jaxood.stages import score
 from jaxood.stages.common import TEST, Context
+from jaxood.stages.parts import restorers, scorers
 
 FIRST, LAST = 'after the first epoch', 'after the last epoch'
 

@@ -13,7 +13,8 @@ from jaxood import detectors
 from jaxood.data import augment, loader
 from jaxood.errors import ConfigError, blame
 from jaxood.rng import key_for, seed_for
-from jaxood.stages import common, networks
+from jaxood.stages import common
+from jaxood.stages.parts import networks
 from jaxood.train import loop, state
 
 

@@ -18,8 +18,9 @@ from jaxood.artefacts import Store
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError, UserError, blame
 from jaxood.scores import SCORES
-from jaxood.stages import common, networks
+from jaxood.stages import common
 from jaxood.stages.common import TRAIN, TUNING, VALIDATION
+from jaxood.stages.parts import networks
 
 VERSION = 1  # raised when a score says something else for the same settings
 INSIDE = ('maps', 'network')  # `needs` of scores that look inside the network

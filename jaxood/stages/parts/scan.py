@@ -23,7 +23,8 @@ from jaxood.losses import selfsup
 from jaxood.models.backbones import BACKBONES
 from jaxood.models.heads import Linear, Projection
 from jaxood.rng import key_each, key_for, seed_for
-from jaxood.stages import common, networks
+from jaxood.stages import common
+from jaxood.stages.parts import networks
 from jaxood.train import checkpoint, loop, state
 
 WHERE = 'config.pseudo_label'
@@ -118,7 +119,8 @@ class Plan:
         configs.within(
             {'threshold': 0.99} | keywords, f'{WHERE}.self_labelling', 'threshold', 0.0, 1.0
         )
-        configs.within({'t': 0.1} | self.keywords('pretext'), f'{WHERE}.pretext', 't', 1e-6, 1e6)
+        keywords = {'temperature': 0.1} | self.keywords('pretext')
+        configs.within(keywords, f'{WHERE}.pretext', 'temperature', 1e-6, np.inf)
 
     def fits(self, data: common.Data, devices) -> None:
         """Raises ConfigError for what these images or devices do not allow."""

@@ -17,7 +17,8 @@ from jaxood.errors import ConfigError, UserError
 from jaxood.models.denoisers import RESTORERS
 from jaxood.rng import key_each, key_for, seed_for
 from jaxood.scores import reconstruction
-from jaxood.stages import common, networks
+from jaxood.stages import common
+from jaxood.stages.parts import networks
 from jaxood.train import checkpoint
 
 VERSION = 1  # raised when the same restorer makes something else of the same features
