@@ -16,6 +16,11 @@ PyTorch). A hub id is downloaded (only what is needed) from huggingface.co, for 
     stable-diffusion-v1-5/stable-diffusion-v1-5   4.3 GB, 2.1 GB with --variant=fp16; with the
     CompVis/stable-diffusion-v1-4                 licence CreativeML Open RAIL-M
 
+`--source` may also be one file with the original names (model.diffusion_model.*), Stable Diffusion
+1.x such as v1-5-pruned-emaonly.safetensors or .ckpt (this needs PyTorch). Then --config-from=FOLDER
+gives what the file lacks: CLIP's vocab.json and merges.txt, from openai/clip-vit-large-patch14, for
+the sizes of 1.x; or a pipeline folder, with or without weights, for all but the weights.
+
 Without that site get the same files by other means (model_index.json; scheduler, tokenizer,
 text_encoder, unet and vae with all they hold) and give the folder. `--out` has the same layout,
 the weights with Flax's names; `--to-diffusers` writes diffusers' back from it, bit for bit.
@@ -54,8 +59,18 @@ flags.DEFINE_string(
 flags.DEFINE_list('mean', None, 'Of pixels in [0, 1], e.g. 0.49,0.48,0.45.', flag_values=FLAGS)
 flags.DEFINE_list('std', None, 'Of pixels in [0, 1], e.g. 0.25,0.24,0.26.', flag_values=FLAGS)
 flags.DEFINE_string('variant', None, 'Of the weight files, e.g. fp16.', flag_values=FLAGS)
+flags.DEFINE_string(
+    'config-from',
+    None,
+    'Folder with the tokenizer (vocab.json, merges.txt) of a single file, or with a pipeline like '
+    'it: its configs, too, are then taken.',
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool(
-    'to-diffusers', False, 'From a converted folder back to diffusers.', flag_values=FLAGS
+    'to-diffusers',
+    False,
+    'From a converted folder, or from a single file, to diffusers.',
+    flag_values=FLAGS,
 )
 
 TOLERANCE = 1e-3  # of --verify: largest difference of outputs over the largest output
@@ -178,9 +193,34 @@ def _differences(arrays, found) -> tuple[float, float]:
     return float(absolute), float(absolute / np.abs(theirs).max())
 
 
-def stable_diffusion(source: str, out: str, **keywords) -> None:
-    """Converts a pipeline; see `_folder`."""
-    _folder('stable-diffusion', source, out, **keywords)
+def stable_diffusion(source: str, out: str, *, config_from: str | None, **keywords) -> None:
+    """Converts a pipeline, a folder or a single file; see `_folder`.
+
+    Args:
+        config_from: of a single file, the folder with its tokenizer, see `fresh.frame`, or with a
+            pipeline like it.
+
+    Raises:
+        UserError: what a single file needs is not there, or was given to something else.
+    """
+    from jaxood.models.stable_diffusion import folder, fresh  # noqa: PLC0415
+
+    file = pathlib.Path(source).expanduser()
+    if not file.is_file():
+        if config_from is not None:
+            raise UserError(f'--config-from is for a single file, and {source} is none.')
+        return _folder('stable-diffusion', source, out, **keywords)
+    if keywords['variant'] is not None:
+        raise UserError(f'--variant is for a folder, and {source} is a single file.')
+    arrays = folder.open_single(file)  # another model is named before anything is asked for
+    if config_from is None:
+        raise UserError(f'{source}: --config-from is needed. {fresh.NO_WORDS}')
+    frame = pathlib.Path(config_from).expanduser()
+    with tempfile.TemporaryDirectory() as scratch:
+        if not (frame / folder.INDEX).exists():
+            fresh.frame(pathlib.Path(scratch), frame)
+            frame = scratch
+        return _folder('stable-diffusion', str(frame), out, single=arrays, **keywords)
 
 
 def clip(source: str, out: str, **keywords) -> None:
@@ -189,7 +229,14 @@ def clip(source: str, out: str, **keywords) -> None:
 
 
 def _folder(
-    kind: str, source: str, out: str, *, verify: bool, variant: str | None, to_diffusers: bool
+    kind: str,
+    source: str,
+    out: str,
+    *,
+    verify: bool,
+    variant: str | None,
+    to_diffusers: bool,
+    single=None,
 ) -> None:
     """Converts a folder of several networks, one array at a time, and says what it was.
 
@@ -199,10 +246,12 @@ def _folder(
         out: folder to write.
         verify: whether to compare with the original first.
         variant: of the weight files.
-        to_diffusers: the other way round.
+        to_diffusers: the other way round; of a single file, its weights in diffusers' names.
+        single: see `folder.single`, where the weights are in one file and the source is its frame.
 
     Raises:
-        UserError: see `folder.parts` and `folder.save`; or ours and the original differ.
+        UserError: see `folder.parts`, `folder.single` and `folder.save`; or ours and the original
+            differ.
     """
     from jaxood.models.clip import tokenizer  # noqa: PLC0415 - imports JAX, which takes a second
     from jaxood.models.stable_diffusion import folder  # noqa: PLC0415
@@ -210,8 +259,12 @@ def _folder(
     place, target = fetch(source, kind, variant), pathlib.Path(out).expanduser()
     if target.exists() and target.samefile(place):
         raise UserError(f'--out={out} is the source itself. Choose another folder.')
-    found = folder.parts(place, kind, variant)
-    if to_diffusers and not folder.is_ours(place):
+    if single is None:
+        read = lambda: folder.parts(place, kind, variant)
+    else:
+        read = lambda: folder.single(single, place)
+    found = read()
+    if to_diffusers and single is None and not folder.is_ours(place):
         raise UserError(f'{place}: these are the names of diffusers already.')
     words = tokenizer.load(place / 'tokenizer' if kind == 'stable-diffusion' else place)
     for part in found:
@@ -219,13 +272,17 @@ def _folder(
         _say(part.name, f'{part.parameters:,} parameters, {types}')
     _say('tokens', f'{words.size:,}')
     if verify:
-        _verify(kind, place, variant)
+        _verify(kind, place, variant, read, single)
     folder.save(target, place, found, to_diffusers=to_diffusers)
     _say('written to', target)
 
 
-def _verify(kind, place, variant):
+def _verify(kind, place, variant, read, single):
     """Prints how far ours is from the original, or that nothing is infinite.
+
+    Args:
+        read: makes the parts anew.
+        single: see `_folder`.
 
     Raises:
         UserError: it is too far, or something is.
@@ -233,21 +290,27 @@ def _verify(kind, place, variant):
     from jaxood.models.stable_diffusion import folder, originals  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as scratch:
-        if folder.is_ours(place):  # PyTorch reads only its own
-            folder.save(pathlib.Path(scratch), place, folder.parts(place, kind), to_diffusers=True)
-        theirs = pathlib.Path(scratch) if folder.is_ours(place) else place
-        found = originals.compare(kind, place, theirs, variant)
+        ours = theirs = place
+        if single is not None:  # only PyTorch reads it as it is
+            ours, theirs = pathlib.Path(scratch), single.files[0]
+            folder.save(ours, place, read())
+        elif folder.is_ours(place):  # PyTorch reads only its own
+            theirs = pathlib.Path(scratch)
+            folder.save(theirs, place, read(), to_diffusers=True)
+        found = originals.compare(kind, ours, theirs, variant)
+        if found is None:
+            originals.check_finite(kind, ours, variant)
     if found is None:
-        originals.check_finite(kind, place, variant)
         _say('verified', 'names, shapes, and that outputs are finite. PyTorch, diffusers and')
         _say('', 'transformers would compare them: pip install "jaxood[parity]"')
         return
     for name, relative in found.items():
         _say('verified', f'{name} differs from the original by {relative:.1e} of its largest value')
+    where = place if single is None else single.files[0]
     worst = {name: r for name, r in found.items() if not r <= _allowed(name)}
     if worst:
         raise UserError(
-            f'{place}: {", ".join(worst)} computes something else than the original. Nothing was '
+            f'{where}: {", ".join(worst)} computes something else than the original. Nothing was '
             'written. This is a defect of jaxood: please report it with the weights.'
         )
 
@@ -302,7 +365,7 @@ PATTERNS = {'stable-diffusion': _pipeline_patterns, 'clip': _clip_patterns}  # w
 FOLDERS = ('verify', 'variant', 'to-diffusers')
 KINDS = {  # what there is to convert, and the flags it takes beside --source and --out
     'classifier': (classifier, ('verify', 'origin', 'mean', 'std')),
-    'stable-diffusion': (stable_diffusion, FOLDERS),
+    'stable-diffusion': (stable_diffusion, (*FOLDERS, 'config-from')),
     'clip': (clip, FOLDERS),
 }
 

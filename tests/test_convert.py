@@ -3,18 +3,23 @@
 import importlib.util
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from pipelines import folder as pipeline
+from pipelines import single
 from reference.make_classifiers import NETWORKS
+from reference.make_stable_diffusion import config
 from reference.make_vision import arrays
 
 from jaxood import convert
 from jaxood.models import pretrained
+from jaxood.models.stable_diffusion import folder, fresh
 
 AKAMASTER = 'akamaster/pytorch_resnet_cifar10'
 
@@ -182,6 +187,76 @@ def test_back_to_diffusers_is_of_what_was_converted(tmp_path, capsys):
     assert (tmp_path / 'back' / 'model.safetensors').exists()
 
 
+def test_a_single_file_becomes_the_folder_it_was_made_of(tmp_path, capsys):
+    file, frame = single(tmp_path / 'sd.safetensors'), f'--config-from={pipeline("sd1")}'
+    assert convert_folder('stable-diffusion', file, tmp_path / 'out', frame) == 0
+    assert convert_folder('stable-diffusion', pipeline('sd1'), tmp_path / 'wanted') == 0
+    files = [p for p in (tmp_path / 'wanted').rglob('*') if p.is_file()]
+    assert len(files) == 12
+    for wanted in files:
+        found = tmp_path / 'out' / wanted.relative_to(tmp_path / 'wanted')
+        assert found.read_bytes() == wanted.read_bytes()
+    # and with diffusers' names, from the configs and the tokenizer alone
+    for weights in shutil.copytree(pipeline('sd1'), tmp_path / 'frame').rglob('*.safetensors'):
+        weights.unlink()
+    more = (f'--config-from={tmp_path / "frame"}', '--to-diffusers')
+    assert convert_folder('stable-diffusion', file, tmp_path / 'theirs', *more) == 0
+    assert convert_folder('stable-diffusion', tmp_path / 'theirs', tmp_path / 'again') == 0
+    for name in ('text_encoder', 'unet', 'vae'):
+        found, wanted = (tmp_path / f / name / 'weights.safetensors' for f in ('again', 'wanted'))
+        assert found.read_bytes() == wanted.read_bytes()
+    assert 'unet           138,836 parameters, float32' in capsys.readouterr().out
+
+
+def test_a_single_file_and_the_two_files_of_the_tokenizer(tmp_path, monkeypatch):
+    tiny = {name: config('sd1', name) for name in ('text_encoder', 'unet', 'vae')}
+    monkeypatch.setattr(fresh, 'STABLE_DIFFUSION_1_5', tiny)
+    (tmp_path / 'words').mkdir()
+    for name in ('vocab.json', 'merges.txt'):
+        shutil.copy(pipeline('sd1') / 'tokenizer' / name, tmp_path / 'words')
+    file, more = single(tmp_path / 'sd.safetensors'), f'--config-from={tmp_path / "words"}'
+    assert convert_folder('stable-diffusion', file, tmp_path / 'out', more) == 0
+    found, wanted = folder.load(tmp_path / 'out'), folder.load(pipeline('sd1'))
+    assert (found.networks, found.size) == (wanted.networks, wanted.size)
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    texts = ['a photo of a cat', '']
+    np.testing.assert_array_equal(found.tokenizer(texts), wanted.tokenizer(texts))
+
+
+def test_what_a_single_file_needs(tmp_path, capsys):
+    def said(source, *flags):
+        assert convert_folder('stable-diffusion', source, tmp_path / 'out', *flags) == 2
+        assert not (tmp_path / 'out').exists()
+        return capsys.readouterr().err
+
+    file = single(tmp_path / 'sd.safetensors')
+    (tmp_path / 'empty').mkdir()
+    for flags in ((), (f'--config-from={tmp_path / "empty"}',)):
+        error = said(file, *flags)
+        assert 'vocab.json and merges.txt' in error
+        assert 'https://huggingface.co/openai/clip-vit-large-patch14' in error
+    # with the tokenizer alone the sizes are those of 1.5
+    error = said(file, f'--config-from={pipeline("sd1") / "tokenizer"}')
+    assert 'are not those of Stable Diffusion 1.5' in error
+    assert re.search(
+        r'text_model.embeddings.token_embedding.weight +\(526, 16\) +\(49408, 768\)', error
+    )
+    (tmp_path / 'words').mkdir()
+    (tmp_path / 'words' / 'merges.txt').write_text('')
+    (tmp_path / 'words' / 'vocab.json').write_text('{')
+    assert f'{tmp_path / "words"}: the tokenizer is damaged' in said(
+        file, f'--config-from={tmp_path / "words"}'
+    )
+    assert 'for a single file' in said(pipeline('sd1'), f'--config-from={tmp_path}')
+    assert 'for a folder' in said(file, f'--config-from={tmp_path}', '--variant=fp16')
+    other = single(
+        tmp_path / 'xl.safetensors', change=lambda a: a.update({'conditioner.x': a['betas']})
+    )
+    assert 'this is Stable Diffusion XL' in said(other)
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert 'truncated' in said(file, f'--config-from={pipeline("sd1")}')
+
+
 def test_a_hub_id_is_downloaded_and_only_what_is_needed(tmp_path, monkeypatch, capsys):
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
@@ -243,6 +318,19 @@ if importlib.util.find_spec('torch'):  # the `parity` extra
         assert 'a sampling of 20 steps differs from the original by' in said.out
         assert ('unet' in said.err and 'computes something else' in said.err) == change
         assert (tmp_path / 'out').exists() != change
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize('ending', ['safetensors', 'ckpt'])
+    def test_verify_compares_a_single_file_with_diffusers(ending, tmp_path, capsys):
+        import torch
+        from safetensors.torch import load_file
+
+        file = single(tmp_path / 'sd.safetensors')
+        if ending == 'ckpt':
+            torch.save({'state_dict': load_file(file)}, file := tmp_path / 'sd.ckpt')
+        more = (f'--config-from={pipeline("sd1")}', '--verify')
+        assert convert_folder('stable-diffusion', file, tmp_path / 'out', *more) == 0
+        assert 'a sampling of 20 steps differs from the original by' in capsys.readouterr().out
 
     @pytest.mark.slow
     def test_verify_compares_a_clip_and_what_was_converted(tmp_path, capsys):

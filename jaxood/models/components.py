@@ -277,9 +277,15 @@ def weight_files(
 
 
 def convert(
-    component: Component, targets: Mapping[str, Target], arrays: Arrays
+    component: Component,
+    targets: Mapping[str, Target],
+    arrays: Arrays,
+    network: str = f'the network that {CONFIG} describes',
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(path, array) of every array of ours, in order, each converted when it is asked for.
+
+    Args:
+        network: what it is to be, for messages.
 
     Raises:
         UserError: not exactly the arrays that the network has, or numbers that are not finite.
@@ -299,8 +305,7 @@ def convert(
     where = arrays.files[0] if len(arrays.files) == 1 else arrays.files[0].parent
     if misfits:
         raise UserError(
-            f'{where}: the arrays are not those of the network that {CONFIG} describes:\n'
-            f'{pretrained.table(misfits)}'
+            f'{where}: the arrays are not those of {network}:\n{pretrained.table(misfits)}'
         )
 
     def each():

@@ -207,7 +207,7 @@ def test_folders_that_do_not_load(what, place):
 
 def test_other_things_than_pipelines(tmp_path):
     (tmp_path / 'sd.ckpt').write_bytes(b'\x80')
-    with pytest.raises(UserError, match='this is one file.*from_single_file'):
+    with pytest.raises(UserError, match='this is one file.*jaxood.convert stable-diff'):
         folder.load(tmp_path / 'sd.ckpt')
     with pytest.raises(UserError, match='model_index.json.* and is a clip'):
         folder.load(made('clip'))

@@ -12,19 +12,8 @@ import pytest
 from reference import make_stable_diffusion as reference
 
 from jaxood.models import components
-from jaxood.models.stable_diffusion import folder
+from jaxood.models.stable_diffusion import folder, fresh
 
-CONFIGS = {
-    'text_encoder': dict(reference.TEXT, vocab_size=49_408, hidden_size=768, intermediate_size=3072)
-    | dict(num_hidden_layers=12, num_attention_heads=12),
-    'unet': dict(cross_attention_dim=768, sample_size=64),
-    'vae': dict(
-        block_out_channels=[128, 256, 512, 512],
-        down_block_types=['DownEncoderBlock2D'] * 4,
-        up_block_types=['UpDecoderBlock2D'] * 4,
-        layers_per_block=2,
-    ),
-}
 COUNTS = {'text_encoder': 123_060_480, 'unet': 859_520_964, 'vae': 83_653_863}
 BYTES = 2 * sum(COUNTS.values())
 CONVERT = """
@@ -39,7 +28,7 @@ def write(place):
     """The folder, an array at a time; each repeats the same million of random numbers."""
     reference.folder(place, 'sd1')
     block = np.random.default_rng(0).standard_normal(2**20, np.float32).astype(np.float16)
-    for name, config in CONFIGS.items():
+    for name, config in fresh.STABLE_DIFFUSION_1_5.items():
         (place / name / 'config.json').write_text(json.dumps(config))
         component = components.COMPONENTS[name]
         targets = component.targets(component.build(config))

@@ -100,7 +100,7 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
     try:
         if (folder / 'vocab.json').exists() and (folder / 'merges.txt').exists():
             vocabulary = json.loads((folder / 'vocab.json').read_text('utf-8'))
-            backend = build(vocabulary, _merges((folder / 'merges.txt').read_text('utf-8')))
+            backend = build(vocabulary, read_merges((folder / 'merges.txt').read_text('utf-8')))
             _add(backend, folder)
         elif (folder / 'tokenizer.json').exists():
             backend = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
@@ -201,8 +201,8 @@ def save(
     (folder / 'tokenizer_config.json').write_text(json.dumps(facts, indent=2) + '\n', 'utf-8')
 
 
-def _merges(text):
-    """Pairs; the first line may be a comment."""
+def read_merges(text: str) -> list[tuple[str, str]]:
+    """The pairs of a `merges.txt`, whose first line may be a comment."""
     lines = text.splitlines()
     lines = lines[1:] if lines and lines[0].startswith('#version') else lines
     return [tuple(line.split()) for line in lines if line.strip()]

@@ -1,6 +1,7 @@
 """Folders of Stable Diffusion and CLIP: diffusers' and transformers' as they are, and ours.
 
-Ours hold the same files, but `weights.safetensors` with Flax's names and layouts in each component,
+A single file in the original names becomes the same parts (`single`; its names are in `ldm`). Ours
+hold the same files, but `weights.safetensors` with Flax's names and layouts in each component,
 and `jaxood.json`, written last. Both can be loaded, and each turned into the other: the arrays keep
 their type, and the way there and back changes no bit.
 """
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxood.errors import UserError, blame
+from jaxood.errors import UserError, blame, unknown
 from jaxood.models import components
 from jaxood.models.clip import tokenizer
 from jaxood.models.components import COMPONENTS, CONFIG, Arrays, Target, read_json
+from jaxood.models.stable_diffusion import ldm
 from jaxood.models.stable_diffusion.pipeline import Networks, Schedule, StableDiffusion
 
 INDEX, SCHEDULER, MARK = 'model_index.json', 'scheduler/scheduler_config.json', 'jaxood.json'
@@ -68,8 +70,8 @@ def check(folder: pathlib.Path, kind: str) -> None:
         raise UserError(f'{folder}: there is no such folder.')
     if folder.is_file():
         raise UserError(
-            f'{folder}: this is one file. A folder in the layout of diffusers is needed; '
-            'StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes one.'
+            f'{folder}: this is one file, and a folder is needed. Of a Stable Diffusion 1.x, '
+            '`python -m jaxood.convert stable-diffusion --source=FILE --out=FOLDER` makes one.'
         )
     there = ', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'
     if kind == 'clip':
@@ -117,10 +119,7 @@ def parts(folder: pathlib.Path, kind: str, variant: str | None = None) -> list[P
     found = []
     for name in KINDS[kind]:
         component, place = COMPONENTS[name], folder / ('.' if name == 'clip' else name)
-        config = read_json(place / CONFIG)
-        with blame(str(place / CONFIG)):
-            modules = component.build(config)
-        targets = component.targets(modules)
+        config, modules, targets = _described(name, place)
         if ours:
             arrays = Arrays([place / WEIGHTS])
             own = {t.path: t._replace(is_flax=True) for t in targets.values()}
@@ -138,6 +137,59 @@ def parts(folder: pathlib.Path, kind: str, variant: str | None = None) -> list[P
         where = str(place.relative_to(folder))
         found.append(Part(name, where, config, modules, targets, pairs, dtypes))
     return found
+
+
+def _described(name, place):
+    """What the `config.json` of a component is about: itself, modules, targets."""
+    config = read_json(place / CONFIG)
+    with blame(str(place / CONFIG)):
+        modules = COMPONENTS[name].build(config)
+    return config, modules, COMPONENTS[name].targets(modules)
+
+
+def open_single(file: pathlib.Path) -> Arrays:
+    """The arrays of one file with LDM's names.
+
+    Raises:
+        UserError: it is damaged, holds code, or is of another model.
+    """
+    with blame(str(file)):
+        if file.suffix not in components.ENDINGS:
+            raise UserError(unknown(f'the ending {file.suffix!r}', file.suffix, components.ENDINGS))
+    arrays = Arrays([file])
+    with blame(str(file)):
+        ldm.check(arrays.shapes)
+    return arrays
+
+
+def single(arrays: Arrays, frame: pathlib.Path) -> list[Part]:
+    """The components of one file; names and shapes have been checked.
+
+    Args:
+        arrays: of the file, see `open_single`.
+        frame: a pipeline folder, whose weights, if there are any, are not looked at.
+
+    Raises:
+        UserError: arrays that are missing, left over, or don't fit.
+    """
+    check(frame, 'stable-diffusion')
+    described = {name: _described(name, frame / name) for name in KINDS['stable-diffusion']}
+    tables = {
+        name: {ldm.NAMES[name](n, modules['']): target for n, target in targets.items()}
+        for name, (_, modules, targets) in described.items()
+    }
+    together = {n: target for table in tables.values() for n, target in table.items()}
+    strict = COMPONENTS['unet']._replace(ignored=ldm.LEFTOVERS)
+    network = 'Stable Diffusion 1.5, or of the pipeline that --config-from names'
+    components.convert(strict, together, arrays, network)
+    lax = strict._replace(ignored='.*')  # what is left over was seen above
+    return [
+        Part(
+            *(name, name, *described[name], components.convert(lax, table, arrays)),
+            {target.path: arrays.dtypes[n] for n, target in table.items()},
+        )
+        for name, table in tables.items()
+    ]
 
 
 def save(

@@ -1,4 +1,5 @@
-"""A Stable Diffusion of our own: settings in diffusers' words, and the folder to keep it in."""
+"""Pipeline folders from nothing: settings in diffusers' words, a Stable Diffusion of our own, and
+the frame for one that comes as a single file."""
 
 import json
 import pathlib
@@ -8,8 +9,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from jaxood.errors import UserError
 from jaxood.models.clip import tokenizer
-from jaxood.models.components import COMPONENTS
+from jaxood.models.components import COMPONENTS, CONFIG, read_json
 from jaxood.models.stable_diffusion import folder
 
 SCHEDULER = {
@@ -133,6 +135,25 @@ def unet_config(
     }
 
 
+STABLE_DIFFUSION_1_5 = {
+    'text_encoder': text_config(
+        vocab_size=49_408, positions=77, width=768, layers=12, heads=12, projection=768
+    ),
+    'unet': unet_config(
+        size=64, channels=(320, 640, 1280, 1280), layers=2, heads=8, groups=32, width=768
+    ),
+    'vae': vae_config(
+        size=512, image_channels=3, channels=(128, 256, 512, 512), layers=2, groups=32
+    )
+    | {'scaling_factor': 0.18215},
+}
+NO_WORDS = (
+    'A single file has no tokenizer: put vocab.json and merges.txt (1.6 MB) of '
+    'https://huggingface.co/openai/clip-vit-large-patch14 into a folder, and give it with '
+    '--config-from=FOLDER.'
+)
+
+
 def write(
     place: pathlib.Path,
     configs: Mapping[str, Mapping[str, Any]],
@@ -149,6 +170,40 @@ def write(
         words: vocabulary and merges, see `tokenizer.learn`.
         length: tokens of a prompt.
     """
+    _frame(place)
+    for part in ('tokenizer', 'clip'):
+        tokenizer.save(place / part, *words, length=length)
+    pipeline = [_part(name, name, configs, params) for name in folder.KINDS['stable-diffusion']]
+    folder.save(place, None, pipeline, to_diffusers=True)
+    folder.save(place / 'clip', None, [_part('clip', '.', configs, params)], to_diffusers=True)
+
+
+def frame(place: pathlib.Path, words: pathlib.Path) -> None:
+    """Writes a pipeline folder of Stable Diffusion 1.5 without weights.
+
+    Args:
+        place: folder to write.
+        words: one with CLIP's `vocab.json` and `merges.txt`, or with `tokenizer` that has them.
+
+    Raises:
+        UserError: they are not there, or damaged.
+    """
+    files = ('vocab.json', 'merges.txt')
+    found = [p for p in (words, words / 'tokenizer') if all((p / f).is_file() for f in files)]
+    if not found:
+        raise UserError(f'{words}: there are no {" and ".join(files)}. {NO_WORDS}')
+    tokenizer.load(found[0])  # or says what is wrong
+    _frame(place)
+    vocabulary = read_json(found[0] / files[0])
+    merges = tokenizer.read_merges((found[0] / files[1]).read_text('utf-8'))
+    tokenizer.save(place / 'tokenizer', vocabulary, merges)
+    for name, config in STABLE_DIFFUSION_1_5.items():
+        (place / name).mkdir()
+        _write_json(place / name / CONFIG, config)
+
+
+def _frame(place):
+    """The files of a pipeline that say what belongs to it, and how it samples."""
     index = {
         'text_encoder': ['transformers', 'CLIPTextModel'],
         'tokenizer': ['transformers', 'CLIPTokenizer'],
@@ -162,11 +217,6 @@ def write(
     (place / folder.SCHEDULER).parent.mkdir(exist_ok=True)
     _write_json(place / folder.INDEX, index)
     _write_json(place / folder.SCHEDULER, SCHEDULER)
-    for part in ('tokenizer', 'clip'):
-        tokenizer.save(place / part, *words, length=length)
-    pipeline = [_part(name, name, configs, params) for name in folder.KINDS['stable-diffusion']]
-    folder.save(place, None, pipeline, to_diffusers=True)
-    folder.save(place / 'clip', None, [_part('clip', '.', configs, params)], to_diffusers=True)
 
 
 def _part(name, place, configs, params):

@@ -24,7 +24,8 @@ def compare(
     Args:
         kind: a key of `folder.KINDS`.
         ours: any folder that `folder` loads.
-        theirs: one that diffusers or transformers load, with the same weights.
+        theirs: one that diffusers or transformers load, with the same weights; or a single file,
+            for diffusers to rename by itself.
     """
     try:
         import diffusers  # noqa: F401
@@ -98,9 +99,11 @@ def _pipeline(ours, theirs, variant):
     outputs = _pipeline_outputs(folder.load(ours, variant=variant), STEPS)
     options = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     options |= dict(variant=variant) if variant and ours == theirs else {}
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-        str(theirs), local_files_only=True, **options
-    ).to(torch.float32)
+    load = diffusers.StableDiffusionPipeline.from_pretrained
+    if theirs.is_file():
+        load = diffusers.StableDiffusionPipeline.from_single_file
+        options |= dict(config=str(ours))
+    pipe = load(str(theirs), local_files_only=True, **options).to(torch.float32)
     config = {key: pipe.scheduler.config.get(key) for key in ('prediction_type', 'beta_schedule')}
     config |= {key: pipe.scheduler.config[key] for key in ('beta_start', 'beta_end')}
     to_one = folder.schedule(dict(pipe.scheduler.config), str(theirs)).end == 0
