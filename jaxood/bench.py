@@ -122,7 +122,7 @@ def scores():
 
     from jaxood import parallel  # noqa: PLC0415
     from jaxood.scores import SCORES  # noqa: PLC0415
-    from jaxood.stages import networks  # noqa: PLC0415
+    from jaxood.stages.parts import networks  # noqa: PLC0415
 
     bank, head = _features(FLAGS.bank, seed=0)
     queries, _ = _features(FLAGS.queries, seed=1)

@@ -17,11 +17,11 @@ from jaxood.models.stable_diffusion import folder, fresh
 COUNTS = {'text_encoder': 123_060_480, 'unet': 859_520_964, 'vae': 83_653_863}
 BYTES = 2 * sum(COUNTS.values())
 CONVERT = """
-import resource, sys
+import pathlib, re, sys
 from jaxood import convert
 assert convert.main(['convert', 'stable-diffusion', *sys.argv[1:]]) == 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
+print(re.search(r'VmHWM: *\t *([0-9]+) kB', pathlib.Path('/proc/self/status').read_text())[1])
+"""  # not ru_maxrss, which a process inherits from the one that started it
 
 
 def write(place):
