@@ -192,9 +192,9 @@ def publish(task: Task, folder: epath.Path) -> None:
             artefacts.write(folder / path.relative_to(task.artefact.folder), path.read_bytes())
     if stage.PUBLISHED:
         stage.show(task.artefact, task.runs[0].config)
-        page = [name for name in stage.PUBLISHED if name.endswith('.html')]
-        for name in page:
-            console.say(f'report: {folder / name}')
+        for name in stage.PUBLISHED:
+            if name.endswith('.html'):
+                console.say(f'report: {folder / name}')
 
 
 def name_of(task: Task) -> str:

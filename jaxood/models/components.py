@@ -67,7 +67,7 @@ class Component(NamedTuple):
     Attributes:
         build: (config, **keywords) -> tree name -> Flax module; the name is '' where there is one.
         targets: modules -> name of theirs -> `Target`, for every array.
-        file: what weights are called, without ending.
+        files: what weights may be called, without ending.
         optional: a prefix that all names may have or lack.
         renamed: their old name -> their name.
         ignored: names (full match) that may be there and are not used.

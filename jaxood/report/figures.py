@@ -266,7 +266,7 @@ def gallery(
     if not pictures:
         return Markup()
     # PNG keeps enlarged pixels sharp and small; photographs of some size want JPEG
-    kind = 'JPEG' if max(images[0].shape) > TILE else 'PNG'
+    kind = 'JPEG' if min(images[0].shape[:2]) > TILE else 'PNG'
     if captions is not None:
         tile = Markup('<figure style="width:{}px">{}<figcaption>{}</figcaption></figure>')
         tiles = [

@@ -299,6 +299,11 @@ def percent(value: float, *, sign: bool = False) -> str:
     return text[1:] if float(text) == 0 and text[0] in '+-' else text.replace('-', '−')
 
 
+def with_interval(x: Mapping[str, float]) -> tuple[str, str]:
+    """A cell of `page.Table`: `mean` as percent, and under it `low` to `high`."""
+    return percent(x['mean']), f'{percent(x["low"])}–{percent(x["high"])}'
+
+
 def shown_columns(groups: Mapping[str, str]) -> list[str]:
     """The mean over all OOD sets, the groups' means, the sets; means that repeat another column
     are left out."""

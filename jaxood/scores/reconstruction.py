@@ -21,10 +21,10 @@ SNAPSHOTS = ('initial', 'final')
 
 @struct.dataclass
 class Restored:
-    """Which of the numbers are read."""
+    """Which of the numbers are read; those of both snapshots, where `snapshot` is None."""
 
     depth: int = struct.field(pytree_node=False)
-    snapshot: int = struct.field(pytree_node=False, default=1)
+    snapshot: int | None = struct.field(pytree_node=False, default=1)
     first: int = struct.field(pytree_node=False, default=0)
 
 
@@ -71,7 +71,7 @@ def mse(params: Restored, outputs, head):
 
 def fit_lr(bank, head, *, depth: int = 3) -> Restored:
     """Nothing to fit; depth as for `mse`."""
-    return Restored(depth)
+    return Restored(depth, snapshot=None)
 
 
 def lr(params: Restored, outputs, head):

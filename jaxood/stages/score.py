@@ -95,17 +95,17 @@ def check(config) -> None:
 
 def _check_restored(config, section, where):
     """Raises ConfigError for a score of restorations that the run doesn't make."""
-    depth, on = scorers.depth_of(section, where), section.get('on')
-    if depth is not None and not restores(config):
+    reads, on = scorers.restored(section, where), section.get('on')
+    if reads is not None and not restores(config):
         raise ConfigError(
             f'{where} scores what a restorer makes of features, and this run trains none. Add '
             f'{RESTORER!r} to config.stages (configs/dlsr.py has all it needs), or leave it out.'
         )
     if on is not None and config.get('taps') is None:
         raise ConfigError(f'{where}.on={on!r} reads tapped features; config.taps names none.')
-    if depth is not None:
-        restorers.check_depth(config, depth, where)
-        if section['name'] in scorers.BOTH and config.restorer.epochs < 2:
+    if reads is not None:
+        restorers.check_depth(config, reads.depth, where)
+        if reads.snapshot is None and config.restorer.epochs < 2:
             raise ConfigError(
                 f'{where} compares the restorer after its first and after its last epoch, and with '
                 f'config.restorer.epochs={config.restorer.epochs} one of these snapshots is '

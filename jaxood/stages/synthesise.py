@@ -108,6 +108,13 @@ def number(config, data) -> int:
     return config.outliers.get('count') or config.outliers.per_image * len(data.id.train)
 
 
+def asked(config, count: int) -> str:
+    """Which setting asks for how many outliers, for messages."""
+    key = 'per_image' if config.outliers.get('count') is None else 'count'
+    asks = f'config.outliers.{key}={config.outliers[key]}'
+    return asks if key == 'count' else f'{asks} makes {count}'
+
+
 def run(context: Context) -> dict:
     c, data, count = context.config.outliers, context.data, number(context.config, context.data)
     limit = c.get('max_candidates') or CANDIDATES * count
@@ -209,7 +216,7 @@ def renderer(config, data: common.Data, trained: artefacts.Artefact | None):
     if generate:  # neither how the weights were trained nor the traced weight of guidance matters
         recipe['diffusion'] = {k: recipe['diffusion'][k] for k in ('schedule', 'prediction')}
         recipe['sampler']['guidance'] = config.sampler.guidance != 0.0
-    of = data.id.train.labels.tobytes().hex() if 'labels' in needs else ''
+    of = data.id.train.digest if 'labels' in needs else ''
     key = configs.fingerprint(recipe, data.shape, data.num_classes, of)
     if key not in _ROWS:
         make = _build(config, data, generate)
@@ -324,9 +331,8 @@ def entry(number, outlier, row, facts, data, judges, passes) -> dict:
 
 def _too_few(config, count, made, number) -> str:
     return (
-        f'only {made} of {number} candidates passed the leak filter, and config.outliers.count '
-        f'asks for {count}. Raise config.filter.quantile (now '
-        f'{config.filter.get("quantile")}) or config.outliers.max_candidates, lower '
-        'config.outliers.count, or make candidates that look less like ID images (config.outliers, '
-        'config.sampler); --config.filter.name=none keeps all.'
+        f'only {made} of {number} candidates passed the leak filter, and {asked(config, count)}. '
+        f'Raise config.filter.quantile (now {config.filter.get("quantile")}) or '
+        'config.outliers.max_candidates, ask for fewer, or make candidates that look less like ID '
+        'images (config.outliers, config.sampler); --config.filter.name=none keeps all.'
     )

@@ -75,26 +75,26 @@ def check(config) -> None:
     if reads:
         configs.within(c, where, 'outlier_ratio', 1 / c.batch_size, np.inf)
         if config.outliers.get('count') is not None:
-            _check_number(c, config.outliers.count)
+            _check_number(config, config.outliers.count)
 
 
 def fits(config, data, devices) -> None:
     c, where, number = config.detector, 'config.detector', 0
     if uses_outliers(config):
         number = classifiers.outliers_per_batch(c)
-        _check_number(c, synthesise.number(config, data))
+        _check_number(config, synthesise.number(config, data))
         common.check_split(number, devices, f'{where}.outlier_ratio={c.outlier_ratio}: {number}')
     model = build(config, data.num_classes)
     classifiers.fits(config, data, devices, model, c, where, number)
 
 
-def _check_number(c, there: int) -> None:
+def _check_number(config, there: int) -> None:
     """Raises ConfigError unless a batch finds its outliers among those there are."""
-    number = classifiers.outliers_per_batch(c)
+    number = classifiers.outliers_per_batch(config.detector)
     if number > there:
         raise ConfigError(
-            f'a batch takes {number} outliers, but config.outliers.count={there}. Raise that, or '
-            'lower config.detector.outlier_ratio.'
+            f'a batch takes {number} outliers, but {synthesise.asked(config, there)}. Raise that, '
+            'or lower config.detector.outlier_ratio.'
         )
 
 

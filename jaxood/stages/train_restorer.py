@@ -65,7 +65,7 @@ def fits(config, data, devices) -> None:
     """Raises ConfigError for images that the network can't see, or too few of them."""
     c = config.restorer
     common.check_batch(c.batch_size, len(data.id.train), devices, 'config.restorer.batch_size')
-    shape, tapped = seen(config, data), networks.tap(backbone(config), config.taps)
+    shape, tapped = networks.sees(config, data.shape), networks.tap(backbone(config), config.taps)
     with common.rehearsal('config.backbone'):
         maps = _maps(config, shape)
         columns, _ = restorers.blocks([maps[i].shape[-1] for i in tapped.positions], c.get('last'))
@@ -92,12 +92,6 @@ def backbone(config) -> dict:
     return configs.plain(config.backbone)
 
 
-def seen(config, data) -> tuple[int, int, int]:
-    """(H, W, C) of what the network sees."""
-    size = config.preprocessing.get('size')
-    return data.shape if size is None else (size, size, data.shape[-1])
-
-
 def _maps(config, shape):
     """Shapes of all maps for one image."""
     model = networks.build(backbone(config), {'name': 'linear'}, 2, dtype=common.dtype(config))
@@ -115,7 +109,7 @@ def run(context: Context) -> dict:
         context.inputs[score.detector(config)], config, devices, context.num_rows()
     )
     known = network.features(context.store, data.id.train, f'features of {TRAIN}, {context.what}')
-    maps = _maps(config, seen(config, data))
+    maps = _maps(config, networks.sees(config, data.shape))
     widths = [maps[i].shape[-1] for i in network.taps.positions]
     columns, edges = restorers.blocks(widths, c.get('last'))
     model = restorers.build(config)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxood.models.clip.transformer import Encoder, settings
+from jaxood.models.clip.transformer import Encoder, settings, sizes
 
 
 class Embeddings(nn.Module):
@@ -116,12 +116,7 @@ def from_config(config: Mapping[str, Any], *, projection: bool, **keywords) -> T
     end = c['eos_token_id']
     return Text(
         vocab_size=c['vocab_size'],
-        width=c['hidden_size'],
-        layers=c['num_hidden_layers'],
-        heads=c['num_attention_heads'],
-        mlp=c['intermediate_size'],
-        activation=c['hidden_act'],
-        epsilon=c['layer_norm_eps'],
+        **sizes(c),
         positions=c['max_position_embeddings'],
         projection=c['projection_dim'] if projection else None,
         end=None if end == 2 else end,  # 2 stood there before the file was told the true one

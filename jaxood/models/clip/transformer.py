@@ -91,6 +91,18 @@ class Encoder(nn.Module):
         return x
 
 
+def sizes(c: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that both encoders have, of what `settings` found."""
+    return {
+        'width': c['hidden_size'],
+        'layers': c['num_hidden_layers'],
+        'heads': c['num_attention_heads'],
+        'mlp': c['intermediate_size'],
+        'activation': c['hidden_act'],
+        'epsilon': c['layer_norm_eps'],
+    }
+
+
 def settings(config: Mapping[str, Any], takes: Mapping[str, Any], what: str) -> dict[str, Any]:
     """The entries of a `config.json` that a network is built from, or transformers' defaults.
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxood.errors import UserError
 from jaxood.models.clip.text import Table
-from jaxood.models.clip.transformer import Encoder, settings
+from jaxood.models.clip.transformer import Encoder, settings, sizes
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels in [0, 1], as OpenAI's weights expect them
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -115,12 +115,7 @@ def from_config(config: Mapping[str, Any], *, projection: bool, **keywords) -> V
     return Vision(
         size=c['image_size'],
         patch=c['patch_size'],
-        width=c['hidden_size'],
-        layers=c['num_hidden_layers'],
-        heads=c['num_attention_heads'],
-        mlp=c['intermediate_size'],
-        activation=c['hidden_act'],
-        epsilon=c['layer_norm_eps'],
+        **sizes(c),
         projection=c['projection_dim'] if projection else None,
         image_channels=c['num_channels'],
         **keywords,

@@ -29,7 +29,7 @@ from jaxood.models.stable_diffusion.pipeline import Networks, Schedule, StableDi
 INDEX, SCHEDULER, MARK = 'model_index.json', 'scheduler/scheduler_config.json', 'jaxood.json'
 WEIGHTS = 'weights.safetensors'
 KINDS = {'stable-diffusion': ('text_encoder', 'unet', 'vae'), 'clip': ('clip',)}
-DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'float64': 'F64'}
+DTYPES = {dtype: name for name, dtype in components.TYPES.items()}
 SUPPORTED = 'Supported are Stable Diffusion 1.x and 2.x'
 PREDICTIONS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x_0'}
 SCHEDULES = {'scaled_linear': 'scaled_linear', 'linear': 'linear', 'squaredcos_cap_v2': 'cosine'}
@@ -256,9 +256,8 @@ def _other_files(source):
 
 def _check_space(folder, found):
     """Enough free space for what will be written."""
-    size = {'F64': 8, 'F32': 4}
     need = sum(
-        int(np.prod(t.shape)) * size.get(DTYPES.get(p.dtypes[t.path]), 2)
+        int(np.prod(t.shape)) * jnp.dtype(p.dtypes[t.path]).itemsize
         for p in found
         for t in p.targets.values()
     )

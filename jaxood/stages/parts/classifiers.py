@@ -57,10 +57,10 @@ def fits(config, data, devices, model, section, where: str, num_outliers: int = 
         'outlier_index': jax.ShapeDtypeStruct((num_outliers,), np.int32),
     }
     method, keywords = _method(section, where)
-    seen = network_shape(config, train.shape)
+    one = (1, *networks.sees(config, train.shape))
     if not method.trains:
         with common.rehearsal('config.backbone'):
-            jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(seen), train=False))
+            jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(one), train=False))
         return
     loss = _loss(
         *(model, section['name'], configs.freeze(keywords), frozen(section, model, where)),
@@ -69,7 +69,7 @@ def fits(config, data, devices, model, section, where: str, num_outliers: int = 
 
     def step(batch):
         key = jax.random.key(0)
-        variables = model.init(key, jnp.zeros(seen), train=False)
+        variables = model.init(key, jnp.zeros(one), train=False)
         extra = method.init_extra(variables)
         return loss(variables['params'], extra, None, batch, key, jnp.zeros((), jnp.int32))
 
@@ -104,8 +104,8 @@ def fit(
     devices, train = context.devices, context.data.id.train
     method, keywords = _method(section, where)
     root = key_for(seed, *purpose)
-    seen = network_shape(context.config, train.shape)
-    variables = _init(model)(key_for(root, 'init'), jnp.zeros(seen))
+    one = (1, *networks.sees(context.config, train.shape))
+    variables = _init(model)(key_for(root, 'init'), jnp.zeros(one))
     if initial is not None:
         variables = {k: v | {'backbone': initial[k]['backbone']} for k, v in variables.items()}
     if not method.trains:
@@ -157,12 +157,6 @@ def network(context: common.Context, model, variables) -> networks.Network:
     """A classifier that was just trained, ready to be asked; nothing of it is memoised."""
     look = configs.plain(context.config.preprocessing)
     return networks.Network(model, variables, look, '', context.devices, context.num_rows())
-
-
-def network_shape(config, shape) -> tuple[int, int, int, int]:
-    """Of one image as the network sees it: of the data's size, or `config.preprocessing.size`."""
-    size = config.preprocessing.get('size')
-    return (1, *shape) if size is None else (1, size, size, shape[-1])
 
 
 def frozen(section, model, where: str) -> tuple[str, ...]:

@@ -38,6 +38,12 @@ def build(backbone, head, num_classes: int, *, dtype, axis_name=None, where='con
     return models.Classifier(backbone=network, head=top)
 
 
+def sees(config, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(H, W, C) of an image as a network sees it: that of the data, or `preprocessing.size`."""
+    size = config.preprocessing.get('size')
+    return tuple(shape) if size is None else (size, size, shape[-1])
+
+
 class Taps(NamedTuple):
     """Which maps of a network are read beside its features, and how (`models.taps`)."""
 

@@ -17,7 +17,7 @@ from jaxood import config as configs
 from jaxood.artefacts import Store
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError, UserError, blame
-from jaxood.scores import SCORES
+from jaxood.scores import SCORES, reconstruction
 from jaxood.stages import common
 from jaxood.stages.common import TRAIN, TUNING, VALIDATION
 from jaxood.stages.parts import networks
@@ -25,7 +25,6 @@ from jaxood.stages.parts import networks
 VERSION = 1  # raised when a score says something else for the same settings
 INSIDE = ('maps', 'network')  # `needs` of scores that look inside the network
 RESTORED = 'restored'  # ... of scores of what a restorer makes of the tapped features
-BOTH = ('lr',)  # of those, the ones that compare two snapshots
 OUTLIERS = 'outliers'  # the bank's name for those that a detector was trained on
 VALIDATED = '_validated'  # ends the label of a score whose settings were chosen on validation data
 
@@ -55,10 +54,16 @@ class Method(NamedTuple):
         yield from found
 
 
+def restored(section: Mapping, where: str) -> reconstruction.Restored | None:
+    """What a score reads of restorations; None if it reads none. (Its fit looks at no bank.)"""
+    entry, keywords = pick(section, where)
+    return entry.fit({}, {}, **keywords) if entry.needs == RESTORED else None
+
+
 def depth_of(section: Mapping, where: str) -> int | None:
     """From where features are restored for a score; None for scores that read no restoration."""
-    entry, keywords = pick(section, where)
-    return entry.fit({}, {}, **keywords).depth if entry.needs == RESTORED else None
+    found = restored(section, where)
+    return None if found is None else found.depth
 
 
 def depths(config) -> list[int]:
@@ -183,8 +188,8 @@ class Scorer:
             aurocs = [self._validate(one, tuning) for one in candidates]
             section = candidates[int(np.argmax(aurocs))]
             aurocs = [{'settings': one, 'auroc': a} for one, a in zip(candidates, aurocs)]
-        self.section, self.depth = section, depth_of(section, method.where)
-        made = bank.network.key if self.depth is None else bank.network.restorer.key
+        self.section, self.reads = section, restored(section, method.where)
+        made = bank.network.key if self.reads is None else bank.network.restorer.key
         key = configs.fingerprint(VERSION, made, bank.digests, section)
         self.folder = bank.store.find('scores', key)
         chosen = 'validated' if method.sweep else 'default'
@@ -203,10 +208,11 @@ class Scorer:
         network, store = self.bank.network, self.bank.store
         what, before = f'features for {self.method.label}', 0.0
         outputs = network.features(store, examples, what)
-        if self.depth is not None:
-            outputs |= network.restorer.outputs(store, network, examples, [self.depth], what)
-            cost = network.restorer.find(store, examples.digest, self.depth).done['ms_per_image']
-            before = cost * (2 if self.section['name'] in BOTH else 1)
+        if self.reads is not None:
+            depth, snapshots = self.reads.depth, 2 if self.reads.snapshot is None else 1
+            outputs |= network.restorer.outputs(store, network, examples, [depth], what)
+            cost = network.restorer.find(store, examples.digest, depth).done['ms_per_image']
+            before = cost * snapshots
         if self.fitted is None:
             started = time.monotonic()
             score = fit(self.bank, self.section, self.method.where)

@@ -234,9 +234,7 @@ def triplets(context: Context, run) -> Markup:
 
 
 def _beside(images):
-    """One picture of several, small ones enlarged, a white column between them."""
-    factor = max(1, 32 // images[0].shape[0])
-    images = [image.repeat(factor, axis=0).repeat(factor, axis=1) for image in images]
+    """One picture of several, a white column between them."""
     gap = np.full((images[0].shape[0], 1, images[0].shape[2]), 255, np.uint8)
     return np.concatenate([part for image in images for part in (image, gap)][:-1], axis=1)
 
@@ -297,7 +295,8 @@ def _about_test(found, chief) -> str:
 def _test_table(found, context):
     labels = list(found['test'][0]['auroc'])
     rows = [
-        (one['arm'], *(_cell(one['auroc'][label]) for label in labels)) for one in found['test']
+        (one['arm'], *(tables.with_interval(one['auroc'][label]) for label in labels))
+        for one in found['test']
     ]
     return ('arm', *labels), rows, ''
 
@@ -305,7 +304,7 @@ def _test_table(found, context):
 def _binary_table(found):
     rows = [one for one in found['test'] if one['binary']]
     names = list(rows[0]['binary'])
-    lines = [(one['arm'], *(_cell(one['binary'][k]) for k in names)) for one in rows]
+    lines = [(one['arm'], *(tables.with_interval(one['binary'][k]) for k in names)) for one in rows]
     return ('arm', *names), lines, ''
 
 
@@ -318,10 +317,6 @@ def _difference_table(found):
         cell = (sign(gain['mean']), between) if gain['low'] != gain['high'] else '–'
         rows.append((one['score'], tables.percent(one['auroc']), cell))
     return ('score', 'mean AUROC, %', 'the report’s own score minus it, points'), rows, ''
-
-
-def _cell(x):
-    return tables.percent(x['mean']), f'{tables.percent(x["low"])}–{tables.percent(x["high"])}'
 
 
 def show(found: dict, config) -> None:

@@ -152,7 +152,7 @@ def recognised(logits: np.ndarray, asked: list[dict]) -> dict:
 
 def section(rows: list[dict], judge: str) -> page.Section:
     """The part of the page that shows `examine`'s rows."""
-    share = lambda x: (tables.percent(x['mean']), _between(x)) if x else '–'
+    share = lambda x: tables.with_interval(x) if x else '–'
     lines = [
         (
             (row['outliers'][0], _also(row['outliers'][1:])),
@@ -184,10 +184,6 @@ def section(rows: list[dict], judge: str) -> page.Section:
     return page.Section(
         'judge', 'What an independent classifier sees', parts, note + ''.join(cautions)
     )
-
-
-def _between(x) -> str:
-    return f'{tables.percent(x["low"])}–{tables.percent(x["high"])}'
 
 
 def _also(arms) -> str:

@@ -30,7 +30,7 @@ def tell(context: Context) -> tuple[dict, page.Section]:
     header = ('score', 'mean AUROC, %', *columns, 'images/s', 'features are faster by')
     rows = []
     for name, row in found['rows'].items():
-        cells = [_cell(row['auroc'][k]) for k in (tables.MEAN, *columns)]
+        cells = [tables.with_interval(row['auroc'][k]) for k in (tables.MEAN, *columns)]
         rows.append((name, *cells, _digits(row['images_per_s']), _times(row['ratio'])))
     parts = [
         f'Measured on few images alone, {", ".join(f"{n} of {k}" for k, n in counts.items())}, all '
@@ -101,10 +101,6 @@ def compare(context: Context) -> dict:
     }
     counts = {k: len(arrays[k]['rows']) for k in names}
     return {'rows': rows, 'counts': counts, 'differences': differences, 'pace': pace}
-
-
-def _cell(x):
-    return tables.percent(x['mean']), f'{tables.percent(x["low"])}–{tables.percent(x["high"])}'
 
 
 def _digits(number: float) -> str:
