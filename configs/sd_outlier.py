@@ -62,10 +62,11 @@ images grows up to there; at S = 200, unlike there, edits are whole images of th
 near the ID images again, and the outlier head, which has to call them foreign, passes only 78.7 %
 of ID test images (94.9 % at S = 100).
 
-`:folder,small` on 600 pictures of CIFAR-10 in one flat folder, without labels, one seed: 5 min 50 s.
-Its sizes say nothing of the method: SCAN's and the generator's trainings are so short that outliers
-show the cluster asked for less often than by chance (6.4 %), and distance + votes (70.07) is worse
-than the distance alone (76.10) and than no outliers (76.06). The CIFAR variants at full size and on a GPU: not measured yet.
+`:folder,small` on 600 pictures of CIFAR-10 in one flat folder, without labels, one seed: 5 min
+50 s. Its sizes say nothing of the method: SCAN's and the generator's trainings are so short that
+outliers show the cluster asked for no more often than by chance (6.4 %), and distance + votes
+(70.07) is worse than the distance alone (76.10) and than no outliers (76.06). The CIFAR variants at
+full size and on a GPU: not measured yet.
 """
 
 import ml_collections
