@@ -156,32 +156,32 @@ def plan(runs: Sequence[Run], store: Store) -> list[Task]:
 
 def perform(task: Task, store: Store, devices: parallel.Devices, repro: dict) -> None:
     """Makes one artefact, unless it is there; goes on with one that was interrupted."""
-    if task.artefact.done is not None:
-        return
-    with artefacts.lock(task.artefact.folder):
-        if task.artefact.done is not None:
-            return  # another process made it in the meantime
-        run = task.runs[0]
-        started = time.monotonic()
-        facts = STAGES[task.stage].run(
-            common.Context(
-                config=run.config,
-                data=common.seen(run.config, task.inputs),
-                devices=devices,
-                artefact=task.artefact,
-                inputs=task.inputs,
-                store=store,
-                what=f'{task.stage} {name_of(task)}'.strip(),
-                runs=task.runs,
-                repro=repro,
-            )
+    if task.artefact.done is None:
+        with artefacts.lock(task.artefact.folder):
+            if task.artefact.done is None:  # no other process made it in the meantime
+                _make(task, store, devices, repro)
+    for scratch in ('checkpoints', '*/checkpoints', 'shards'):  # a kill may have left them
+        for place in task.artefact.folder.glob(scratch):
+            place.rmtree(missing_ok=True)
+
+
+def _make(task: Task, store: Store, devices: parallel.Devices, repro: dict) -> None:
+    run = task.runs[0]
+    started = time.monotonic()
+    facts = STAGES[task.stage].run(
+        common.Context(
+            config=run.config,
+            data=common.seen(run.config, task.inputs),
+            devices=devices,
+            artefact=task.artefact,
+            inputs=task.inputs,
+            store=store,
+            what=f'{task.stage} {name_of(task)}'.strip(),
+            runs=task.runs,
+            repro=repro,
         )
-        seconds = round(time.monotonic() - started, 2)
-        task.artefact.finish(seconds=seconds, **(facts or {}))
-    folder = task.artefact.folder
-    for scratch in ('checkpoints', '*/checkpoints', 'shards'):
-        for place in folder.glob(scratch):
-            place.rmtree()
+    )
+    task.artefact.finish(seconds=round(time.monotonic() - started, 2), **(facts or {}))
 
 
 def publish(task: Task, folder: epath.Path) -> None:
