@@ -4,6 +4,9 @@
 result depends on, so two arms that agree up to a stage share its folder without being told to, and
 a changed setting makes a new folder beside the old one. The result exists when its `done.json`
 does, which is written last; until then the folder holds checkpoints or shards and is resumed.
+
+Several hosts (`hosts`) call all of this together. The first of them writes, and all go on when what
+it wrote is visible to each; what is there already, the first decides.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxood import hosts
 from jaxood.errors import UserError
 
 DONE = 'done.json'
@@ -34,7 +38,7 @@ class Artefact:
     def done(self) -> dict[str, Any] | None:
         """The facts given to `finish`, or None while the result is unfinished."""
         path = self.folder / DONE
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text()) if exists(path) else None
 
     def finish(self, **facts: Any) -> None:
         """Declares the result complete. Nothing may be written after this."""
@@ -59,9 +63,9 @@ class Store:
         times = []
         folder = self.root / stage
         for path in folder.iterdir() if folder.exists() else ():
-            facts = Artefact(stage, path.name, path).done
-            if facts and 'seconds' in facts:
-                times.append(facts['seconds'])
+            if (path / DONE).exists():
+                times.append(json.loads((path / DONE).read_text()).get('seconds'))
+        times = [seconds for seconds in times if seconds is not None]
         return sum(times) / len(times) if times else None
 
 
@@ -71,8 +75,39 @@ def place(path: str | os.PathLike) -> epath.Path:
     return epath.Path(path if '://' in path else os.path.abspath(os.path.expanduser(path)))
 
 
+def exists(path: epath.Path) -> bool:
+    """Whether a file or folder is there, as the first host sees it; others wait to see it too."""
+    there = hosts.agree(path.exists())
+    if there:
+        hosts.wait_for(path)
+    return there
+
+
 def write(path: epath.Path, content: str | bytes) -> None:
     """Writes a small file so that it is there whole or not at all, also after a kill."""
+    with _by_one(path) as mine:
+        if mine:
+            _write(path, content)
+
+
+@contextlib.contextmanager
+def _by_one(path: epath.Path) -> Iterator[bool]:
+    """Whether this host is to write the file. Afterwards it is there for all."""
+    yield hosts.first()
+    hosts.barrier()
+    hosts.wait_for(path)
+
+
+def remove(folder: epath.Path, *patterns: str) -> None:
+    """Removes folders inside of one, if there are any."""
+    if hosts.first():
+        for pattern in patterns:
+            for path in folder.glob(pattern):
+                path.rmtree(missing_ok=True)
+    hosts.barrier()
+
+
+def _write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode() if isinstance(content, str) else content
     if not _is_local(path):  # object stores put whole objects
@@ -94,9 +129,11 @@ def write(path: epath.Path, content: str | bytes) -> None:
 
 def save(path: epath.Path, **arrays: np.ndarray) -> None:
     """Writes an .npz like `write` does: whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write(path, buffer.getvalue())
+    with _by_one(path) as mine:
+        if mine:
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            _write(path, buffer.getvalue())
 
 
 def load(path: epath.Path) -> dict[str, np.ndarray]:
@@ -106,14 +143,24 @@ def load(path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def save_rows(path: epath.Path, parts: Iterable[np.ndarray], count: int) -> None:
-    """Writes an .npy of rows that come in parts, in constant memory: whole or not at all."""
+    """Writes an .npy of rows that come in parts, in constant memory: whole or not at all.
+
+    One of several hosts takes the parts: they are read, not computed on all devices.
+    """
+    with _by_one(path) as mine:
+        if mine:
+            _write_rows(path, parts, count)
+
+
+def _write_rows(path, parts, count):
     parts = iter(parts)
     first = next(parts)
     if not _is_local(path):
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate([first, *parts]))
-        write(path, buffer.getvalue())
+        path.write_bytes(buffer.getvalue())
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     part_file = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         rows = np.lib.format.open_memmap(
@@ -138,13 +185,26 @@ def load_rows(path: epath.Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def lock(folder: epath.Path) -> Iterator[None]:
-    """Holds a folder for this process. The system lets go when the process ends, however it ends.
+    """Holds a folder for this process, or for all hosts that run together. The system lets go when
+    the process ends, however it ends.
+
+    Object stores (gs://, s3://) have no locks: their users see to it that one run at a time works
+    in a workdir. Two that do make the same artefacts, and each file is put whole.
 
     Raises:
         UserError: another process holds it.
     """
+    with contextlib.ExitStack() as held:
+        with hosts.one_for_all():
+            if hosts.first():
+                held.enter_context(_hold(folder))
+        yield
+
+
+@contextlib.contextmanager
+def _hold(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    if not _is_local(folder):  # object stores have no locks; their users start one run a folder
+    if not _is_local(folder):
         yield
         return
     import fcntl

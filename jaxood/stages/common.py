@@ -278,11 +278,15 @@ def feed(examples, devices: Devices, *, batch_size: int, seed: int, limit: int):
 
     Returns:
         (data, batches). `data` is a replicated dict `image`, `label`, or None for a stream.
-        `batches(n)` iterates over host batches from number n on, without end: `index` alone, or
-        with `image` and `label`. `rows` turns either into the batch of the step.
+        `batches(n)` iterates over batches from number n on, without end: `index` alone, or with
+        `image` and `label`, of which each host reads its own rows. `rows` turns either into the batch of the step.
     """
     if examples.images is None or examples.images.nbytes > limit:
-        stream = lambda n: loader.stream(examples, batch_size=batch_size, seed=seed, start=n)
+        own = devices.own(batch_size)
+        stream = lambda n: map(
+            devices.join,
+            loader.stream(examples, batch_size=batch_size, seed=seed, start=n, own=own),
+        )
         return None, stream
 
     labels = np.zeros(len(examples), np.int32) if examples.labels is None else examples.labels

@@ -7,7 +7,7 @@ from collections import Counter
 import ml_collections
 import numpy as np
 
-from jaxood import artefacts, console
+from jaxood import artefacts, console, hosts
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, grid, page, published, results, tables, terminal
@@ -120,13 +120,10 @@ def run(context: Context) -> dict:
         verdict = tables.verdict(summary, c.score, chief, comparisons)
     main = next(r for r in runs if r.arm == chief)
     told = {k: v.tell(context) for k, v in SECTIONS.items() if v.applies(main.config)}
-    results.write_results(
-        context.artefact.folder,
-        rows,
-        summary
-        | {'verdict': verdict, 'grids': grids}
-        | {'sections': {name: found for name, (found, _) in told.items()}},
-    )
+    whole = summary | {'verdict': verdict, 'grids': grids}
+    whole |= {'sections': {name: found for name, (found, _) in told.items()}}
+    if hosts.first():
+        results.write_results(context.artefact.folder, rows, whole)
     if c.get('openood'):
         for name, text in results.openood(scored, data.groups, facts).items():
             artefacts.write(context.artefact / name, text)
@@ -160,7 +157,8 @@ def run(context: Context) -> dict:
         settings=ml_collections.ConfigDict(configs.plain(main.config)).to_yaml(),
         facts=context.repro,
     )
-    page.write_report(context.artefact / 'report.html', content)
+    if hosts.first():
+        page.write_report(context.artefact / 'report.html', content)
     return {}
 
 

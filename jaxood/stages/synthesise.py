@@ -169,7 +169,7 @@ def shards(context: Context, judges):
     for start in itertools.count(0, length):
         numbers = np.arange(start, start + length, dtype=np.int32)
         path = context.artefact / f'shards/{start:09d}-{start + length:09d}.npz'
-        if path.exists():
+        if artefacts.exists(path):
             facts = artefacts.load(path)
         else:
             started = time.monotonic()

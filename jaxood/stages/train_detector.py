@@ -126,7 +126,7 @@ def _outliers(artefact) -> dict[str, np.ndarray]:
     """What a training reads of outliers, and of the controls among them, which are ID images."""
     found = artefacts.load(artefact / 'outliers.npz')
     path = artefact / 'controls.npz'
-    parts = [found, artefacts.load(path)] if path.exists() else [found]
+    parts = [found, artefacts.load(path)] if artefacts.exists(path) else [found]
     read = {'outlier_image': np.concatenate([part['images'] for part in parts])}
     if 'label' in found:
         read['outlier_label'] = np.concatenate([part['label'] for part in parts])

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxood import artefacts, console
+from jaxood import artefacts, console, hosts
 from jaxood import config as configs
 from jaxood.data import augment, captions
 from jaxood.diffusion import PREDICTIONS, process
@@ -178,7 +178,9 @@ def run(context: Context) -> dict:
     place = pathlib.Path(context.artefact / 'pipeline')
     params = {'clip': trained['clip'], 'text_encoder': text, 'unet': trained['unet']}
     params['vae'] = trained['autoencoder']
-    fresh.write(place, described, params, words, length=config.pipeline.positions)
+    if hosts.first():
+        fresh.write(place, described, params, words, length=config.pipeline.positions)
+    hosts.barrier()
     return facts | {'parameters': parameters(params)} | examine(context, place)
 
 
@@ -198,7 +200,7 @@ def fit(context: Context, part: str, initial, loss_fn, frozen=None):
     config, data, devices = context.config, context.data, context.devices
     training, where = config.pipeline[part].training, f'config.pipeline.{part}.training'
     folder = context.artefact / part
-    if (folder / 'facts.json').exists():
+    if artefacts.exists(folder / 'facts.json'):
         weights = checkpoint.load_weights(folder / 'weights')
         return weights, json.loads((folder / 'facts.json').read_text())
     tx = configs.build(

@@ -10,7 +10,7 @@ import optax
 
 from jaxood import console
 from jaxood.errors import UserError
-from jaxood.parallel import Devices
+from jaxood.parallel import Devices, fetch
 from jaxood.train.checkpoint import Checkpoints
 from jaxood.train.state import TrainState, ema_decay
 
@@ -69,7 +69,7 @@ def fit(
         folder: keeps `checkpoints/` while training, and `log.jsonl`.
 
     Returns:
-        The final state, as from one device, and facts: seconds, images_per_s (compilation and
+        The final state, on the host, and facts: seconds, images_per_s (compilation and
         checkpoints left out), the last metrics.
 
     Raises:
@@ -77,11 +77,12 @@ def fit(
     """
     checkpoints = Checkpoints(folder / 'checkpoints')
     log = console.Log(folder / 'log.jsonl')
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        state = restored
-    first = int(state.step)
     state = devices.replicate(state)
+    restored = checkpoints.restore(devices.unreplicate(state))
+    if restored is not None:
+        state = devices.replicate(restored)
+    first = int(devices.unreplicate(state).step)
+    key = devices.replicate(key) if devices.mode == 'jit' else key
     progress = console.Progress(what, steps, start=first)
     batches = feed(first)
     pending, last = [], {}
@@ -108,7 +109,7 @@ def fit(
     checkpoints.close()
     facts = {'images_per_s': round(speed, 1), **last} if last else {}
     progress.close(**{k: facts[k] for k in ('loss', 'images_per_s') if k in facts})
-    return devices.unreplicate(state), facts
+    return fetch(devices.unreplicate(state)), facts
 
 
 def _means(metrics, done, what):

@@ -152,7 +152,7 @@ class Network:
         progress = console.Progress(what, len(examples))
         times, counts = [], []
         for at, path in zip(starts, shards):
-            if path.exists():
+            if artefacts.exists(path):
                 continue
             part = examples.subset(np.arange(at, min(at + SHARD, len(examples))))
             outputs, started = [], time.monotonic()
@@ -175,7 +175,7 @@ class Network:
         artefact.finish(
             rows=len(examples), labels=has_labels, arrays=self.names, **_speed(times, counts)
         )
-        (artefact / 'shards').rmtree()
+        artefacts.remove(artefact.folder, 'shards')
 
 
 def load(artefact: Artefact, config, devices: Devices, rows: int) -> Network:

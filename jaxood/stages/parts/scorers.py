@@ -198,7 +198,7 @@ class Scorer:
     def __call__(self, examples: Examples) -> np.ndarray:
         """float32[N]"""
         path = self.folder / f'{examples.digest[:16]}.npz'
-        if not path.exists():
+        if not artefacts.exists(path):
             self._compute(examples, path)
         found = artefacts.load(path)
         self.facts |= {k: float(found[k]) for k in ('fit_s', 'score_ms_per_image')}
