@@ -27,7 +27,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
@@ -241,8 +242,19 @@ def noticing():
         ) from e
 
 
-def leave(code: int) -> None:
-    """Ends this process; after a failure without waiting for hosts that wait for this one."""
+def run(main: Callable[[], int]) -> None:
+    """Runs a command and ends the process with its exit code.
+
+    After a failure a process leaves at once: on its way out Python would wait for the other hosts,
+    which wait for this one.
+    """
+    try:
+        code = main()
+    except Exception:
+        if _count == 1:
+            raise
+        traceback.print_exc()
+        code = 1
     if _count > 1 and code != 0:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -195,4 +195,4 @@ def execute(config, workdir: str, only: list[str] | None = None, joined=()) -> N
 
 
 if __name__ == '__main__':
-    hosts.leave(main())
+    hosts.run(main)
