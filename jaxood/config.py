@@ -49,7 +49,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     'outliers': ('count', 'per_image', 'max_candidates', 'shard_size'),
     'pipeline': (
         *('names', 'template', 'positions', 'plain', 'clip', 'autoencoder', 'unet'),
-        *('guidance', 'sampling_steps', 'samples'),
+        *('guidance', 'sampling_steps', 'samples', 'data'),
     ),
     'filter': ('quantile', 'count', 'backbone', 'training'),
     'weights': (),
@@ -97,7 +97,7 @@ OPTIONAL = frozenset(
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
         *('labels', 'names', 'mean', 'std', 'matched', 'at', 'last', 'init', 'frozen'),
-        *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
+        *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid', 'data'),
     )
 )
 

@@ -189,10 +189,14 @@ def check_look(preprocessing: Mapping, channels: int) -> None:
             )
 
 
-def load_data(config) -> Data:
-    """Reads all sets of a config once a process; arms that change other sections share them."""
+def load_data(config, over: Mapping | None = None) -> Data:
+    """Reads all sets of a config once a process; arms that change other sections share them.
+
+    Args:
+        over: keys of `config.data` that a stage with images of its own has otherwise.
+    """
     stretched = config.preprocessing.get('size') is not None  # then sets may differ in size
-    section = json.dumps(configs.plain(config.data), sort_keys=True)
+    section = json.dumps(configs.plain(config.data) | configs.plain(over or {}), sort_keys=True)
     return _load_data(section, config.seed, stretched)
 
 
