@@ -11,11 +11,17 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+import numpy as np
+
 from jaxood import config as configs
+from jaxood import parallel
 from jaxood.artefacts import Artefact
 from jaxood.errors import ConfigError, UserError, blame
+from jaxood.models.components import CONFIG, read_json
 from jaxood.models.stable_diffusion import folder as folders
-from jaxood.models.stable_diffusion.pipeline import StableDiffusion
+from jaxood.models.stable_diffusion import fresh, pipeline
+from jaxood.models.stable_diffusion.pipeline import Schedule, StableDiffusion
+from jaxood.parallel import Devices
 from jaxood.stages import common
 
 NAME = 'stable_diffusion'
@@ -80,6 +86,48 @@ def load(config, inputs: Mapping[str, Artefact]) -> StableDiffusion:
 def _load(folder, dtype):
     with blame(WHERE):
         return folders.load(folder, dtype=dtype, params_dtype=dtype)
+
+
+def schedule(config) -> Schedule:
+    """The pipeline's noise schedule, which is known before the pipeline is trained."""
+    if trained_here(config):
+        return folders.schedule(fresh.SCHEDULER, WHERE)
+    path = pipeline_folder(config, {}) / folders.SCHEDULER
+    return folders.schedule(read_json(path), str(path))
+
+
+def fits(config, data: common.Data) -> None:
+    """Raises ConfigError for images that have not as many channels as the pipeline's."""
+    channels = 3
+    if not trained_here(config):
+        channels = read_json(pipeline_folder(config, {}) / 'vae' / CONFIG).get('out_channels', 3)
+    if data.shape[-1] != channels:
+        raise ConfigError(
+            f'{WHERE}: the pipeline paints images of {channels} channels, the ID images have '
+            f'{data.shape[-1]}. Set config.data.channels={channels}.'
+        )
+
+
+def names(config, data: common.Data) -> tuple[str, ...]:
+    """What prompts call the ID classes."""
+    given = configs.plain((config.get('tokens') or {}).get('names'))
+    return given or tuple(name.replace('_', ' ') for name in data.class_names)
+
+
+def prompt(config, what: str) -> str:
+    """The one template with a word or a class's name in it."""
+    return config.words.template.format(what)
+
+
+def contexts(sd: StableDiffusion, devices: Devices, prompts, batch_size: int) -> np.ndarray:
+    """The embeddings of prompts, [P, M, D] in the pipeline's own type, each computed once."""
+    encode = lambda params, ids: pipeline.encode_prompts(sd.networks, params, ids)
+    ids = sd.tokenizer(prompts)
+    size = devices.batch_size(min(batch_size, len(ids)))
+    chunks = (parallel.pad_rows(ids[i : i + size], size) for i in range(0, len(ids), size))
+    shared = devices.replicate({'text_encoder': sd.params['text_encoder']})
+    parts = parallel.map_rows(devices, devices.compile_rows(encode), shared, chunks)
+    return np.concatenate([np.asarray(part, sd.networks.unet.dtype) for part in parts])
 
 
 def settings(config) -> dict:
