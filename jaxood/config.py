@@ -46,12 +46,12 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('ema_decay', 'log_every', 'checkpoint_every'),
     ),
     'sampler': ('steps', 'guidance'),
-    'outliers': ('count', 'per_image', 'max_candidates', 'shard_size'),
+    'outliers': ('count', 'per_image', 'per_class', 'max_candidates', 'shard_size'),
     'pipeline': (
         *('names', 'template', 'positions', 'plain', 'clip', 'autoencoder', 'unet'),
         *('guidance', 'sampling_steps', 'samples', 'data'),
     ),
-    'filter': ('quantile', 'count', 'backbone', 'training'),
+    'filter': ('quantile', 'count', 'backbone', 'training', 'margin'),
     'weights': (),
     'preprocessing': ('mean', 'std', 'size', 'matched'),
     'backbone': (),
@@ -98,6 +98,7 @@ OPTIONAL = frozenset(
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
         *('labels', 'names', 'mean', 'std', 'matched', 'at', 'last', 'init', 'frozen'),
         *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid', 'data'),
+        *('per_class', 'quantile', 'backbone', 'training', 'margin'),
     )
 )
 

@@ -412,4 +412,8 @@ def _first_runs(context: Context):
 
 
 def _reason(row) -> str:
-    return 'judges are as sure of a class as of ID images' if 'why' in row else ''
+    if 'why' not in row:
+        return ''
+    if 'margin' in row:
+        return 'CLIP sees an ID class rather than the word'
+    return 'judges are as sure of a class as of ID images'

@@ -20,9 +20,9 @@ from jaxood.diffusion import samplers
 from jaxood.errors import ConfigError, UserError, blame
 from jaxood.models.stable_diffusion import pipeline
 from jaxood.rng import key_for
-from jaxood.stages import common, train_diffusion, train_judges, words
+from jaxood.stages import common, learn_tokens, train_diffusion, train_judges, words
 from jaxood.stages.common import Context
-from jaxood.stages.parts import classifiers, texts
+from jaxood.stages.parts import classifiers, clips, texts
 from jaxood.synthesis import STRATEGIES, wordnet_prompts
 from jaxood.synthesis import filter as leaks
 from jaxood.synthesis.generator import generator
@@ -76,11 +76,12 @@ def settings(config) -> dict:
     if train_diffusion.applies(config) or paints(config):
         used |= common.settings(config, 'sampler')
     if paints(config):
-        used |= texts.settings(config)
+        used |= texts.settings(config) | learn_tokens.called(config)
+        used['template'] = config.words.template
     if train_judges.applies(config):
         used |= {'quantile': config.filter.quantile}
     if config.filter.name == 'clip':
-        used |= common.settings(config, 'filter')
+        used |= common.settings(config, 'filter') | {'clip': clips.digest(config)}
     return used
 
 
@@ -98,6 +99,7 @@ def check(config) -> None:
     if c.get('max_candidates') is not None:
         configs.whole(c, 'config.outliers', 'max_candidates', minimum=c.get('count') or 1)
     _strategy(config)
+    common.check_name(leaks.FILTERS, config.filter.name, 'config.filter.name')
     if config.filter.name == 'clip':
         _check_clip(config)
     if not (train_diffusion.applies(config) or paints(config)):
@@ -107,6 +109,7 @@ def check(config) -> None:
     configs.whole(config.sampler, 'config.sampler', 'steps')
     configs.within(config.sampler, 'config.sampler', 'guidance', -np.inf, np.inf)
     if paints(config):
+        configs.require(config, 'tokens', 'words')
         texts.check(config)
         with blame('config.sampler'):
             pipeline.grid(
@@ -139,6 +142,7 @@ def fits(config, data, devices) -> None:
     painter = None
     if paints(config):
         texts.fits(config, data)
+        learn_tokens.names(config, data)
         no_networks = pipeline.Networks(None, None, None, texts.schedule(config))
         painter = _painter(config, data.shape, no_networks, 0)
     _build(config, data, painter=painter)
@@ -297,11 +301,11 @@ def painted(context: Context):
     }
     if 'labels' in strategy.needs:
         shared['images'] = data.id.train.images
-    what = texts.names(config, data)
+    what = learn_tokens.names(config, data)
     if strategy.prompts == 'words':
         shared['anchors'], spelt = wordnet_prompts.arrange(words.anchors(context.inputs['words']))
         what = spelt
-    prompts = ['', *(texts.prompt(config, name) for name in what)]
+    prompts = ['', *(config.words.template.format(name) for name in what)]
     contexts = texts.contexts(sd, devices, prompts, context.num_rows())
     shared |= {'null': contexts[0], 'contexts': contexts[1:]}
     painter = _painter(config, data.shape, sd.networks, sd.size)
@@ -427,6 +431,35 @@ class Judges:
         return (
             f'judges are {np.exp(-fact["uncertainty"]):.4f} sure of a class; of '
             f'ID images too, only those below {np.exp(-self.threshold):.4f} pass'
+        )
+
+
+class Clip:
+    """CLIP, and how much more a candidate must look like its word than like any ID class."""
+
+    def __init__(self, context: Context):
+        config, self.store = context.config, context.store
+        self.clip = clips.load(config, context.inputs, context.devices, context.num_rows())
+        self.template, self.margin = config.words.template, config.filter.margin
+        self.classes = self._prompts(learn_tokens.names(config, context.data))
+        self.what = f'images, {context.what}'
+
+    def _prompts(self, words):
+        return self.clip.ids(self.clip.tokenizer([self.template.format(word) for word in words]))
+
+    def facts(self, facts):
+        images = self.clip.images(self.store, Examples(facts['image']), self.what)
+        words, place = np.unique(facts['word'], return_inverse=True)
+        found = leaks.margin(images, self._prompts(words.tolist())[place], self.classes)
+        return {'margin': found}
+
+    def passes(self, facts):
+        return facts['margin'] > self.margin
+
+    def why(self, fact) -> str:
+        return (
+            f'CLIP finds it {fact["margin"]:+.4f} more like its word than like an ID class; those '
+            f'above {self.margin:+.4f} pass'
         )
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from pipelines import folder, relative
 
-from jaxood.diffusion import samplers
 from jaxood.errors import UserError
 from jaxood.models.stable_diffusion import folder as folders
 from jaxood.models.stable_diffusion import pipeline
@@ -56,38 +55,78 @@ def test_noised_to_no_depth_is_the_autoencoders_round_trip(sd, shared, paints):
     assert relative(made['image'], np.asarray(paints.decode(shared, latents))) < 1e-4
 
 
-def test_noised_deeper_an_image_is_another(shared, paints):
-    shallow = rows(latent_noise.build(paints, LABELS, depth=0), shared)['image']
-    assert np.abs(rows(latent_noise.build(paints, LABELS), shared)['image'] - shallow).mean() > 0.05
+def test_noised_deeper_an_image_is_painted_towards_its_class(sd, shared):
+    """From √ᾱ z + √(1 - ᾱ) ε; the chain itself is the pipeline's."""
+    paints = Asked(sd.networks)
+    made = rows(latent_noise.build(paints, LABELS, depth=500), shared, count=600)
+    latents, context, depth = made['image']['latents'], made['image']['context'], 500
+    assert (made['image']['depth'] == depth).all()
+    np.testing.assert_array_equal(context, shared['contexts'][LABELS[made['source']]])
+    images = shared['images'][made['source']] / 127.5 - 1.0
+    a = sd.networks.schedule.alpha_bar[depth]
+    noise = (latents - np.sqrt(a) * images) / np.sqrt(1.0 - a)
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1.0) < 0.02
 
 
-def painted(shared, paints, context, count=6):
-    """Images of one prompt's embedding, as any strategy paints them."""
+class Asked(painter.Painter):
+    """Tells what it is to paint, and paints nothing; its latents are the images."""
 
-    def one(shared, index, key):
-        latents = paints.noise(key, index)
-        contexts = jnp.broadcast_to(context, (len(index), *context.shape))
-        return {'image': paints.paint(shared, latents, contexts, key, index)}
+    def __new__(cls, networks=None):
+        return super().__new__(cls, networks, 8, SHAPE, 'dpmpp_2m', 2, True)
 
-    return rows(one, shared, count)['image']
+    def noise(self, key, index):
+        return jnp.zeros((len(index), *SHAPE))
+
+    def encode(self, shared, images):
+        return images
+
+    def paint(self, shared, latents, context, key, index, *, depth=0):
+        told = {'latents': latents, 'context': context}
+        return told | {'depth': jnp.full(len(index), depth)}
 
 
 @pytest.mark.parametrize(('weight', 'which'), [(0.0, 'second'), (1.0, 'first')])
-def test_all_weight_on_one_prompt_is_that_prompt(weight, which, shared, paints):
-    made = rows(text_mix.build(paints, 3, low=weight, high=weight), shared)
-    for k in range(2):
-        mine = made[which] == k
-        alone = painted(shared, paints, shared['contexts'][k])
-        np.testing.assert_allclose(made['image'][mine], alone[mine], atol=1e-4)
+def test_all_weight_on_one_prompt_is_that_prompt(weight, which, shared):
+    made = rows(text_mix.build(Asked(), 3, low=weight, high=weight), shared)
+    np.testing.assert_array_equal(made['image']['context'], shared['contexts'][made[which]])
 
 
-def test_no_noise_on_the_text_is_the_class_prompt(shared, paints):
-    made = rows(text_noise.build(paints, 3, scale=0.0), shared)
-    np.testing.assert_array_equal(made['first'], np.arange(6) % 3)
-    alone = painted(shared, paints, shared['contexts'][0])
-    np.testing.assert_allclose(made['image'][::3], alone[::3], atol=1e-4)
-    noisy = rows(text_noise.build(paints, 3), shared)['image']
-    assert np.abs(noisy - made['image']).mean() > 0.01
+def test_mixed_prompts_are_weighed(shared):
+    made = rows(text_mix.build(Asked(), 3), shared)
+    w, c = made['weight'][:, None, None], np.asarray(shared['contexts'])
+    wanted = w * c[made['first']] + (1.0 - w) * c[made['second']]
+    np.testing.assert_allclose(made['image']['context'], wanted, atol=1e-6)
+
+
+def test_noise_on_the_text_has_the_size_asked_for(shared):
+    for scale in (0.0, 0.3):
+        made = rows(text_noise.build(Asked(), 3, scale=scale), shared, count=60)
+        np.testing.assert_array_equal(made['first'], np.arange(60) % 3)
+        noise = made['image']['context'] - np.asarray(shared['contexts'])[made['first']]
+        assert noise.std() == pytest.approx(scale, rel=0.02, abs=1e-6)
+
+
+def test_what_is_painted_is_the_pipelines_image(sd, shared, paints):
+    """Reduced to the ID size, and the same alone or among others."""
+    index = np.arange(3, dtype=np.int32)
+    key, context = jax.random.key(0), shared['contexts']
+    grid = pipeline.grid(sd.networks.schedule, sampler='dpmpp_2m', steps=2)
+
+    @jax.jit
+    def whole(shared):
+        latents = paints.noise(key, index)
+        found = pipeline.denoise(
+            *(sd.networks, shared['params'], latents, context, shared['null']),
+            **dict(guidance=shared['guidance'], timesteps=grid, sampler='dpmpp_2m'),
+        )
+        image = pipeline.decode_latents(sd.networks, shared['params'], found)
+        return image, paints.paint(shared, latents, context, key, index)
+
+    large, small = whole(shared)
+    assert large.shape == (3, 16, 16, 3)
+    expected = jax.image.resize(jnp.clip(large, -1, 1), (3, *SHAPE), 'cubic', antialias=True)
+    np.testing.assert_allclose(small, jnp.clip(expected, -1, 1), atol=1e-4)
 
 
 def test_mixed_latents_lie_between_those_of_two_classes(shared, paints):
@@ -108,21 +147,10 @@ def test_mixed_latents_lie_between_those_of_two_classes(shared, paints):
 ANCHORS = ([('cat', 0.9), ('lynx', 0.8), ('mug', 0.1)], [], [('mug', 0.7)])
 
 
-class Told:
-    """Paints nothing, so that what is asked for is all there is."""
-
-    def noise(self, key, index):
-        return jnp.zeros((len(index), 1, 1, 1))
-
-    def paint(self, shared, latents, context, key, index):
-        return latents + context[:, :1, :1, None]
-
-
 def asked(count):
     arrays, words = wordnet_prompts.arrange(ANCHORS)
-    numbers = np.arange(len(words), dtype=np.float32)[:, None, None]
-    shared = {'anchors': arrays, 'contexts': numbers}
-    return rows(wordnet_prompts.build(Told()), shared, count), words
+    shared = {'anchors': arrays, 'contexts': np.arange(len(words))}
+    return rows(wordnet_prompts.build(Asked()), shared, count), words
 
 
 def test_words_take_turns_within_their_class():
@@ -136,13 +164,13 @@ def test_words_take_turns_within_their_class():
     wanted = [similar[y, w] for y, w in zip(made['class'], spelt)]
     np.testing.assert_allclose(made['similarity'], wanted)
     np.testing.assert_array_equal(made['seed'], np.arange(24))
-    np.testing.assert_array_equal(made['image'][:, 0, 0, 0], made['word'])  # its own prompt
+    np.testing.assert_array_equal(made['image']['context'], made['word'])  # its own prompt
 
 
 def test_more_of_them_begin_with_the_same():
     few, many = asked(6)[0], asked(24)[0]
-    for name, values in few.items():
-        np.testing.assert_array_equal(many[name][:6], values)
+    for name in ('class', 'word', 'seed'):
+        np.testing.assert_array_equal(many[name][:6], few[name])
 
 
 def test_no_word_at_all_is_said():
@@ -150,25 +178,7 @@ def test_no_word_at_all_is_said():
         wordnet_prompts.arrange(([], []))
 
 
-# ---- guidance, size, bad input ----------------------------------------------------------------
-
-
-def test_guidance_scale_is_one_plus_w(sd, shared):
-    """Spec 8.3: ε_∅ + g (ε_c - ε_∅) with g = 1 + w; g = 1 is conditional, g = 0 unconditional."""
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
-    t, context = jnp.array([700, 700]), jnp.broadcast_to(shared['contexts'][0], (2, 77, 16))
-    null = jnp.broadcast_to(shared['null'], context.shape)
-    network = lambda x, t, c: sd.networks.unet.apply(sd.params['unet'], x, t, c)
-    unguided = jax.jit(network)
-    eps_c, eps_null = unguided(x, t, context), unguided(x, t, null)
-
-    @jax.jit
-    def both(w):
-        return samplers.guided(network, context, w, null)(x, t)
-
-    for g in (0.0, 1.0, 7.5):
-        expected = eps_null + g * (eps_c - eps_null)
-        np.testing.assert_allclose(both(g - 1.0), expected, atol=2e-4)
+# ---- size, bad input ----------------------------------------------------------------
 
 
 def test_images_are_resized_with_care():

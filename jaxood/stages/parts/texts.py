@@ -108,17 +108,6 @@ def fits(config, data: common.Data) -> None:
         )
 
 
-def names(config, data: common.Data) -> tuple[str, ...]:
-    """What prompts call the ID classes."""
-    given = configs.plain((config.get('tokens') or {}).get('names'))
-    return given or tuple(name.replace('_', ' ') for name in data.class_names)
-
-
-def prompt(config, what: str) -> str:
-    """The one template with a word or a class's name in it."""
-    return config.words.template.format(what)
-
-
 def contexts(sd: StableDiffusion, devices: Devices, prompts, batch_size: int) -> np.ndarray:
     """The embeddings of prompts, [P, M, D] in the pipeline's own type, each computed once."""
     encode = lambda params, ids: pipeline.encode_prompts(sd.networks, params, ids)
