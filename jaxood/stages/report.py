@@ -11,7 +11,7 @@ from jaxood import artefacts, console
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, grid, page, published, results, tables, terminal
-from jaxood.stages import common, score, synthesise
+from jaxood.stages import common, score, synthesise, words
 from jaxood.stages.common import Context
 from jaxood.stages.parts import restorers, scorers
 from jaxood.stages.sections import SECTIONS
@@ -32,6 +32,7 @@ def inputs(config) -> tuple[str, ...]:
     made = ()
     if 'synthesise' in config.stages and synthesise.applies(config):
         made = synthesise.inputs(config)
+        made += words.inputs(config) if synthesise.reads_words(config) else ()
     pixels = tuple(s for s in ('reconstruct_pixels',) if s in config.stages)
     return ('score', *score.inputs(config), *made, *pixels)
 

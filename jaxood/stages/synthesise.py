@@ -482,5 +482,6 @@ def _too_few(config, count, made, number) -> str:
     return (
         f'only {made} of {number} candidates passed the leak filter, and {asked(config, count)}. '
         f'{knob} or config.outliers.max_candidates, ask for fewer, or make candidates that look '
-        'less like ID images (config.outliers, config.sampler); --config.filter.name=none keeps all.'
+        'less like ID images (config.outliers, config.sampler). --config.filter.name=none keeps '
+        'all.'
     )
