@@ -33,6 +33,7 @@ ACROSS = False
 NEEDS = ('outliers', 'filter')
 PUBLISHED = ()
 LAYOUT = ('shard_size', 'max_candidates')  # of config.outliers: change no result
+NOT_ONES = ('count', 'per_image', 'source')  # ... that candidate i does not depend on
 CANDIDATES = 30  # for each outlier, at most, where config.outliers.max_candidates is not set
 REJECTED_KEPT = 256  # rejected candidates that are kept for the report
 
@@ -53,14 +54,26 @@ def needs_labels(config) -> bool:
 
 def settings(config) -> dict:
     outliers = configs.plain(config.outliers)
-    for key in LAYOUT:
+    for key in (*LAYOUT, 'source'):
         outliers.pop(key, None)
+    if takes_given(config):  # by their contents, so that files may move
+        outliers['source'] = given(config).digest
     used = common.settings(config, 'seed', 'dtype') | {'outliers': outliers}
     if train_diffusion.applies(config):
         used |= common.settings(config, 'sampler')
     if train_judges.applies(config):
         used |= {'quantile': config.filter.quantile}
     return used
+
+
+def takes_given(config) -> bool:
+    """Whether the outliers are images of the user's, those of `config.outliers.source`."""
+    return 'given' in STRATEGIES[config.outliers.name].needs
+
+
+def given(config) -> Examples:
+    """These images."""
+    return common.load_outside(config, config.outliers.source, 'config.outliers.source')
 
 
 def check(config) -> None:
@@ -77,6 +90,11 @@ def check(config) -> None:
     if c.get('max_candidates') is not None:
         configs.whole(c, 'config.outliers', 'max_candidates', minimum=c.get('count') or 1)
     _strategy(config)
+    if takes_given(config) and c.get('source') is None:
+        raise ConfigError(
+            f'config.outliers.name={c.name!r} takes given images, and config.outliers.source names '
+            "none. Set it as sets of config.data are: dict(name='folder', path='...'), or npz."
+        )
     if not train_diffusion.applies(config):
         return
     _sampler(config)
@@ -94,12 +112,20 @@ def check(config) -> None:
 
 
 def fits(config, data, devices) -> None:
+    needs = _strategy(config)[0].needs
+    taken = {'labels': data.id.train} | ({'given': given(config)} if takes_given(config) else {})
+    for need, what in (('labels', 'the training images'), ('given', 'the given images')):
+        if need in needs and taken[need].images is None:
+            raise ConfigError(
+                f'config.outliers.name={config.outliers.name!r} takes {what} into the devices’ '
+                'memory, but they are read from files as they are needed. Raise '
+                'config.data.memory_limit, or take another strategy.'
+            )
     _build(config, data, generate=None)
-    if 'labels' in _strategy(config)[0].needs and data.id.train.images is None:
+    if 'given' in needs and number(config, data) > len(taken['given']):
         raise ConfigError(
-            f'config.outliers.name={config.outliers.name!r} takes the training images into the '
-            "devices' memory, but they are read from files as they are needed. Raise "
-            'config.data.memory_limit, or take another strategy.'
+            f'config.outliers.source has {len(taken["given"])} images, but '
+            f'{asked(config, number(config, data))}. Ask for as many or fewer.'
         )
 
 
@@ -117,7 +143,9 @@ def asked(config, count: int) -> str:
 
 def run(context: Context) -> dict:
     c, data, count = context.config.outliers, context.data, number(context.config, context.data)
+    source = given(context.config) if takes_given(context.config) else None
     limit = c.get('max_candidates') or CANDIDATES * count
+    limit = limit if source is None else min(limit, len(source))
     judges = Judges(context) if train_judges.applies(context.config) else None
     progress = console.Progress(context.what, count)
     kept, controls, rejected, index, made, speed = [], [], [], [], 0, {}
@@ -130,7 +158,8 @@ def run(context: Context) -> dict:
             outlier = None
             if passes[row] and outlying[row]:
                 outlier = made + int(np.searchsorted(chosen, row))
-            index.append(entry(int(numbers[row]), outlier, row, facts, data, judges, passes[row]))
+            line = entry(int(numbers[row]), outlier, row, facts, data, judges, passes[row])
+            index.append(line if source is None else line | about(source, line['of_given']))
         table = {'images': images} | {k: facts[k] for k in ('label', 'source') if k in facts}
         seen = np.arange(len(images)) <= last
         kept.append({k: v[chosen] for k, v in table.items()})
@@ -166,8 +195,9 @@ def shards(context: Context, judges):
     size, times = context.num_rows(), []
     render = functools.partial(rendered, devices, rows, devices.replicate(shared), size=size)
     length = min(config.outliers.shard_size, -(-number(config, context.data) // size) * size)
+    there = len(given(config)) if takes_given(config) else np.inf
     for start in itertools.count(0, length):
-        numbers = np.arange(start, start + length, dtype=np.int32)
+        numbers = np.arange(start, min(start + length, there), dtype=np.int32)
         path = context.artefact / f'shards/{start:09d}-{start + length:09d}.npz'
         if path.exists():
             facts = artefacts.load(path)
@@ -204,6 +234,8 @@ def renderer(config, data: common.Data, trained: artefacts.Artefact | None):
     needs = _strategy(config)[0].needs
     if 'labels' in needs:
         shared['images'] = data.id.train.images
+    if 'given' in needs:
+        shared['given'] = given(config).images
     if {'generate', 'edit'} & {*needs}:
         generate = _generate(config, data.num_classes)
         weights = checkpoint.load_weights(trained / 'weights')
@@ -211,12 +243,13 @@ def renderer(config, data: common.Data, trained: artefacts.Artefact | None):
     used = ('dtype', 'outliers', *(('generator', 'diffusion', 'sampler') if generate else ()))
     recipe = common.settings(config, *used)
     recipe['outliers'] = {
-        k: v for k, v in recipe['outliers'].items() if k not in ('count', 'per_image', *LAYOUT)
+        k: v for k, v in recipe['outliers'].items() if k not in (*NOT_ONES, *LAYOUT)
     }
     if generate:  # neither how the weights were trained nor the traced weight of guidance matters
         recipe['diffusion'] = {k: recipe['diffusion'][k] for k in ('schedule', 'prediction')}
         recipe['sampler']['guidance'] = config.sampler.guidance != 0.0
     of = data.id.train.digest if 'labels' in needs else ''
+    of += given(config).digest if 'given' in needs else ''
     key = configs.fingerprint(recipe, data.shape, data.num_classes, of)
     if key not in _ROWS:
         make = _build(config, data, generate)
@@ -233,6 +266,7 @@ def _build(config, data, generate):
     offers = {'shape': data.shape, 'num_classes': data.num_classes}
     offers |= {'generate': generate, 'edit': generate}
     offers['labels'] = data.id.train.labels
+    offers['given'] = len(given(config)) if takes_given(config) else None
     if 'alpha_bar' in strategy.needs:
         offers['alpha_bar'] = train_diffusion.schedule(config)
     with blame('config.outliers'):
@@ -240,8 +274,8 @@ def _build(config, data, generate):
 
 
 def _strategy(config):
-    given = ('shape', 'num_classes', 'generate', 'edit', 'alpha_bar', 'labels')
-    return configs.pick(STRATEGIES, config.outliers, 'config.outliers', given=given)
+    offered = ('shape', 'num_classes', 'generate', 'edit', 'alpha_bar', 'labels', 'given')
+    return configs.pick(STRATEGIES, config.outliers, 'config.outliers', given=offered)
 
 
 def _sampler(config):
@@ -327,6 +361,14 @@ def entry(number, outlier, row, facts, data, judges, passes) -> dict:
             f'ID images too, only those below {np.exp(-judges.threshold):.4f} pass'
         )
     return line
+
+
+def about(images: Examples, row: int) -> dict:
+    """What is known of a given image, for its line of index.jsonl: its file and class."""
+    known = {} if images.names is None else {'file': images.names[row]}
+    if images.labels is not None:
+        known['of_class'] = images.class_names[images.labels[row]]
+    return known
 
 
 def _too_few(config, count, made, number) -> str:

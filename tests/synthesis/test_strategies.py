@@ -29,6 +29,7 @@ OFFERS = {
     'edit': generate,
     'alpha_bar': schedules.cosine(100),
     'labels': np.array([3, 1, 0, 2, 1, 3, 2, 0, 0]),
+    'given': 9,
 }
 IMAGES = np.random.default_rng(0).integers(256, size=(9, *SHAPE), dtype=np.uint8)
 # Settings that use all a strategy has, by its name; the defaults are always tried.
@@ -49,7 +50,9 @@ def program(name, keywords):
 def rows(name, keywords, index, seed=0):
     make = program(name, tuple(keywords.items()))
     made = make(
-        {'guidance': 1.0, 'images': IMAGES}, np.array(index, np.int32), jax.random.key(seed)
+        {'guidance': 1.0, 'images': IMAGES, 'given': IMAGES},
+        np.array(index, np.int32),
+        jax.random.key(seed),
     )
     return jax.device_get(made)
 
