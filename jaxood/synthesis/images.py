@@ -1,6 +1,7 @@
 """Given images as outliers: nothing is invented."""
 
 import jax
+import jax.numpy as jnp
 
 from jaxood.data.augment import to_unit
 from jaxood.rng import key_for
@@ -23,6 +24,7 @@ def build(given: int):
     def rows(shared, index, key):
         order = jax.random.permutation(key_for(key, 'order'), given)
         of_given = order[index % given]
-        return {'image': to_unit(shared['given'][of_given]), 'of_given': of_given}
+        image = jnp.clip(to_unit(shared['given'][of_given]), -1.0, 1.0)  # compiled, 255 is 1 + 1e-7
+        return {'image': image, 'of_given': of_given}
 
     return rows
