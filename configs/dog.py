@@ -1,6 +1,6 @@
 """DOG: outliers that are painted from words near the ID classes, then worst-case outlier exposure.
 
-    python -m jaxood.main --config=configs/dog.py:digits --workdir=runs/dog
+python -m jaxood.main --config=configs/dog.py:digits --workdir=runs/dog
 
 """
 
@@ -69,9 +69,7 @@ def arms(c):
     """Table 2: the classifier before fine-tuning, (a) to (e), DOG; DOG's images with plain outlier
     exposure, and with P the other way (the official code's)."""
     found = dict(
-        none=dict(
-            outliers=dict(name='none'), detector=dict(name='untrained', init='pretrained')
-        )
+        none=dict(outliers=dict(name='none'), detector=dict(name='untrained', init='pretrained'))
     )
     found |= {way: dict(outliers=dict(name=way)) for way in WAYS}
     found |= dict(

@@ -207,6 +207,8 @@ def describe_outliers(config) -> str:
     made = outliers.pop('name')
     if made == 'none':
         return made
+    if outliers.pop('source', None) and synthesise.takes_given(config):
+        outliers = {'of': dataset_name(config.outliers.source)} | outliers
     details = (f'{k}={v}' for k, v in outliers.items() if k not in synthesise.LAYOUT)
     return f'{made} ({", ".join(details)}, filter {config.filter.name})'
 

@@ -36,6 +36,7 @@ NEEDS = ('outliers', 'filter')
 PUBLISHED = ()
 LAYOUT = ('shard_size', 'max_candidates')  # of config.outliers: change no result
 COUNTS = ('count', 'per_image', 'per_class')  # of config.outliers: one of them is set
+NOT_ONES = (*COUNTS, 'source')  # ... that candidate i does not depend on
 CANDIDATES = 30  # for each outlier, at most, where config.outliers.max_candidates is not set
 REJECTED_KEPT = 256  # rejected candidates that are kept for the report
 
@@ -70,8 +71,10 @@ def needs_labels(config) -> bool:
 
 def settings(config) -> dict:
     outliers = configs.plain(config.outliers)
-    for key in LAYOUT:
+    for key in (*LAYOUT, 'source'):
         outliers.pop(key, None)
+    if takes_given(config):  # by their contents, so that files may move
+        outliers['source'] = given(config).digest
     used = common.settings(config, 'seed', 'dtype') | {'outliers': outliers}
     if train_diffusion.applies(config) or paints(config):
         used |= common.settings(config, 'sampler')
@@ -83,6 +86,16 @@ def settings(config) -> dict:
     if config.filter.name == 'clip':
         used |= common.settings(config, 'filter') | {'clip': clips.digest(config)}
     return used
+
+
+def takes_given(config) -> bool:
+    """Whether the outliers are images of the user's, those of `config.outliers.source`."""
+    return 'given' in STRATEGIES[config.outliers.name].needs
+
+
+def given(config) -> Examples:
+    """These images."""
+    return common.load_outside(config, config.outliers.source, 'config.outliers.source')
 
 
 def check(config) -> None:
@@ -99,6 +112,11 @@ def check(config) -> None:
     if c.get('max_candidates') is not None:
         configs.whole(c, 'config.outliers', 'max_candidates', minimum=c.get('count') or 1)
     _strategy(config)
+    if takes_given(config) and c.get('source') is None:
+        raise ConfigError(
+            f'config.outliers.name={c.name!r} takes given images, and config.outliers.source names '
+            "none. Set it as sets of config.data are: dict(name='folder', path='...'), or npz."
+        )
     common.check_name(leaks.FILTERS, config.filter.name, 'config.filter.name')
     if config.filter.name == 'clip':
         _check_clip(config)
@@ -139,18 +157,25 @@ def _check_clip(config) -> None:
 
 
 def fits(config, data, devices) -> None:
-    painter = None
+    needs, painter = _strategy(config)[0].needs, None
+    taken = {'labels': data.id.train} | ({'given': given(config)} if takes_given(config) else {})
+    for need, what in (('labels', 'the training images'), ('given', 'the given images')):
+        if need in needs and taken[need].images is None:
+            raise ConfigError(
+                f'config.outliers.name={config.outliers.name!r} takes {what} into the devices’ '
+                'memory, but they are read from files as they are needed. Raise '
+                'config.data.memory_limit, or take another strategy.'
+            )
     if paints(config):
         texts.fits(config, data)
         learn_tokens.names(config, data)
         no_networks = pipeline.Networks(None, None, None, texts.schedule(config))
         painter = _painter(config, data.shape, no_networks, 0)
     _build(config, data, painter=painter)
-    if 'labels' in _strategy(config)[0].needs and data.id.train.images is None:
+    if 'given' in needs and number(config, data) > len(taken['given']):
         raise ConfigError(
-            f'config.outliers.name={config.outliers.name!r} takes the training images into the '
-            "devices' memory, but they are read from files as they are needed. Raise "
-            'config.data.memory_limit, or take another strategy.'
+            f'config.outliers.source has {len(taken["given"])} images, but '
+            f'{asked(config, number(config, data))}. Ask for as many or fewer.'
         )
 
 
@@ -171,7 +196,9 @@ def asked(config, count: int) -> str:
 
 def run(context: Context) -> dict:
     c, data, count = context.config.outliers, context.data, number(context.config, context.data)
+    source = given(context.config) if takes_given(context.config) else None
     limit = c.get('max_candidates') or CANDIDATES * count
+    limit = limit if source is None else min(limit, len(source))
     gate = gatekeeper(context)
     progress = console.Progress(context.what, count)
     kept, controls, rejected, index, made, speed = [], [], [], [], 0, {}
@@ -185,7 +212,8 @@ def run(context: Context) -> dict:
             if passes[row] and outlying[row]:
                 outlier = made + int(np.searchsorted(chosen, row))
             why = None if passes[row] else gate.why({k: v[row] for k, v in facts.items()})
-            index.append(entry(int(numbers[row]), outlier, row, facts, data.class_names, why))
+            line = entry(int(numbers[row]), outlier, row, facts, data.class_names, why)
+            index.append(line if source is None else line | about(source, line['of_given']))
         table = {'images': images} | {k: facts[k] for k in ('label', 'source') if k in facts}
         seen = np.arange(len(images)) <= last
         kept.append({k: v[chosen] for k, v in table.items()})
@@ -225,8 +253,9 @@ def shards(context: Context, gate):
     size, times = context.num_rows(), []
     render = functools.partial(rendered, devices, rows, devices.replicate(shared), size=size)
     length = min(config.outliers.shard_size, -(-number(config, context.data) // size) * size)
+    there = len(given(config)) if takes_given(config) else np.inf
     for start in itertools.count(0, length):
-        numbers = np.arange(start, start + length, dtype=np.int32)
+        numbers = np.arange(start, min(start + length, there), dtype=np.int32)
         path = context.artefact / f'shards/{start:09d}-{start + length:09d}.npz'
         if path.exists():
             facts = artefacts.load(path)
@@ -265,6 +294,8 @@ def renderer(config, data: common.Data, trained: artefacts.Artefact | None):
     needs = _strategy(config)[0].needs
     if 'labels' in needs:
         shared['images'] = data.id.train.images
+    if 'given' in needs:
+        shared['given'] = given(config).images
     if {'generate', 'edit'} & {*needs}:
         generate = _generate(config, data.num_classes)
         weights = checkpoint.load_weights(trained / 'weights')
@@ -272,12 +303,13 @@ def renderer(config, data: common.Data, trained: artefacts.Artefact | None):
     used = ('dtype', 'outliers', *(('generator', 'diffusion', 'sampler') if generate else ()))
     recipe = common.settings(config, *used)
     recipe['outliers'] = {
-        k: v for k, v in recipe['outliers'].items() if k not in (*COUNTS, *LAYOUT)
+        k: v for k, v in recipe['outliers'].items() if k not in (*NOT_ONES, *LAYOUT)
     }
     if generate:  # neither how the weights were trained nor the traced weight of guidance matters
         recipe['diffusion'] = {k: recipe['diffusion'][k] for k in ('schedule', 'prediction')}
         recipe['sampler']['guidance'] = config.sampler.guidance != 0.0
     of = data.id.train.digest if 'labels' in needs else ''
+    of += given(config).digest if 'given' in needs else ''
     key = configs.fingerprint(recipe, data.shape, data.num_classes, of)
     if key not in _ROWS:
         make = _build(config, data, generate=generate)
@@ -337,6 +369,7 @@ def _build(config, data, *, generate=None, painter=None):
     offers = {'shape': data.shape, 'num_classes': data.num_classes}
     offers |= {'generate': generate, 'edit': generate, 'painter': painter}
     offers['labels'] = data.id.train.labels
+    offers['given'] = len(given(config)) if takes_given(config) else None
     if 'alpha_bar' in strategy.needs:
         offers['alpha_bar'] = train_diffusion.schedule(config)
     with blame('config.outliers'):
@@ -344,8 +377,10 @@ def _build(config, data, *, generate=None, painter=None):
 
 
 def _strategy(config):
-    given = ('shape', 'num_classes', 'generate', 'edit', 'alpha_bar', 'labels', 'painter')
-    return configs.pick(STRATEGIES, config.outliers, 'config.outliers', given=given)
+    offered = (
+        *('shape', 'num_classes', 'generate', 'edit', 'alpha_bar', 'labels', 'given', 'painter'),
+    )
+    return configs.pick(STRATEGIES, config.outliers, 'config.outliers', given=offered)
 
 
 def _sampler(config):
@@ -474,6 +509,14 @@ def entry(number, outlier, row, facts, class_names, why: str | None) -> dict:
     if why is not None:
         line['why'] = why
     return line
+
+
+def about(images: Examples, row: int) -> dict:
+    """What is known of a given image, for its line of index.jsonl: its file and class."""
+    known = {} if images.names is None else {'file': images.names[row]}
+    if images.labels is not None:
+        known['of_class'] = images.class_names[images.labels[row]]
+    return known
 
 
 def _too_few(config, count, made, number) -> str:

@@ -51,6 +51,7 @@ OFFERS = {
     'alpha_bar': schedules.cosine(100),
     'labels': np.array([3, 1, 0, 2, 1, 3, 2, 0, 0]),
     'painter': Painter(),
+    'given': 9,
 }
 ANCHORS = ([('cat', 0.9), ('lynx', 0.8)], [('truck', 0.7)], [], [('cat', 0.5), ('mug', 0.4)] * 2)
 IMAGES = np.random.default_rng(0).integers(256, size=(9, *SHAPE), dtype=np.uint8)
@@ -71,7 +72,7 @@ def program(name, keywords):
 
 def rows(name, keywords, index, seed=0):
     make = program(name, tuple(keywords.items()))
-    shared = {'guidance': 1.0, 'images': IMAGES}
+    shared = {'guidance': 1.0, 'images': IMAGES, 'given': IMAGES}
     shared['anchors'], words = wordnet_prompts.arrange(ANCHORS)
     shared['contexts'] = np.random.default_rng(2).normal(size=(4, 5, 3)).astype(np.float32)
     assert len(words) <= len(shared['contexts'])
