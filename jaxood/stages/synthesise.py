@@ -101,14 +101,14 @@ def given(config) -> Examples:
 def check(config) -> None:
     c = config.outliers
     configs.whole(c, 'config.outliers', 'shard_size')
-    given = [key for key in COUNTS if c.get(key) is not None]
-    if len(given) != 1:
+    asks = [key for key in COUNTS if c.get(key) is not None]
+    if len(asks) != 1:
         values = ', '.join(f'{key}={c.get(key)}' for key in COUNTS)
         raise ConfigError(
             f'config.outliers: {values}. Set one of them: how many outliers there are to be, how '
             'many for each training image, or how many for each ID class.'
         )
-    configs.whole(c, 'config.outliers', *given)
+    configs.whole(c, 'config.outliers', *asks)
     if c.get('max_candidates') is not None:
         configs.whole(c, 'config.outliers', 'max_candidates', minimum=c.get('count') or 1)
     _strategy(config)
