@@ -8,6 +8,7 @@ The program's story is `stages.STAGES`, in its order:
     train_diffusion   a class-conditional diffusion model learns the ID images
     train_judges      a small ensemble learns to classify them, to tell which outliers are ID images
     synthesise        the diffusion model (or another strategy) invents outliers; judges filter them
+    pretrain_detector a classifier learns the ID classes, for all arms to go on from
     train_detector    a classifier learns the ID classes, and to be unsure on the outliers
     load_weights      or a pretrained classifier is taken as it is
     train_restorer    a small diffusion model learns the features that it gives ID images

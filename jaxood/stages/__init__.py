@@ -21,6 +21,7 @@ A stage is a module with
 
 from jaxood.stages import (
     load_weights,
+    pretrain_detector,
     pseudo_label,
     reconstruct_pixels,
     report,
@@ -39,6 +40,7 @@ STAGES = {
     'train_diffusion': train_diffusion,
     'train_judges': train_judges,
     'synthesise': synthesise,
+    'pretrain_detector': pretrain_detector,
     'train_detector': train_detector,
     'load_weights': load_weights,
     'train_restorer': train_restorer,

@@ -11,7 +11,7 @@ from jaxood import artefacts, console, hosts
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, grid, page, published, results, tables, terminal
-from jaxood.stages import common, score, synthesise
+from jaxood.stages import common, score, synthesise, words
 from jaxood.stages.common import Context
 from jaxood.stages.parts import restorers, scorers
 from jaxood.stages.sections import SECTIONS
@@ -32,6 +32,7 @@ def inputs(config) -> tuple[str, ...]:
     made = ()
     if 'synthesise' in config.stages and synthesise.applies(config):
         made = synthesise.inputs(config)
+        made += words.inputs(config) if synthesise.reads_words(config) else ()
     pixels = tuple(s for s in ('reconstruct_pixels',) if s in config.stages)
     return ('score', *score.inputs(config), *made, *pixels)
 
@@ -204,6 +205,8 @@ def describe_outliers(config) -> str:
     made = outliers.pop('name')
     if made == 'none':
         return made
+    if outliers.pop('source', None) and synthesise.takes_given(config):
+        outliers = {'of': dataset_name(config.outliers.source)} | outliers
     details = (f'{k}={v}' for k, v in outliers.items() if k not in synthesise.LAYOUT)
     return f'{made} ({", ".join(details)}, filter {config.filter.name})'
 
@@ -410,4 +413,8 @@ def _first_runs(context: Context):
 
 
 def _reason(row) -> str:
-    return 'judges are as sure of a class as of ID images' if 'why' in row else ''
+    if 'why' not in row:
+        return ''
+    if 'margin' in row:
+        return 'CLIP sees an ID class rather than the word'
+    return 'judges are as sure of a class as of ID images'
