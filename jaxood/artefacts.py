@@ -90,6 +90,16 @@ def write(path: epath.Path, content: str | bytes) -> None:
             _write(path, content)
 
 
+def write_parts(path: epath.Path, parts: Iterable[str]) -> None:
+    """The same for a text that comes in parts, in constant memory; one of several hosts takes them:
+    they are read, not computed on all devices."""
+    with _by_one(path) as mine:
+        if mine:
+            with _whole(path) as f:
+                for part in parts:
+                    f.write(part.encode())
+
+
 @contextlib.contextmanager
 def _by_one(path: epath.Path) -> Iterator[bool]:
     """Whether this host is to write the file. Afterwards it is there for all."""
@@ -108,15 +118,22 @@ def remove(folder: epath.Path, *patterns: str) -> None:
 
 
 def _write(path, content):
+    with _whole(path) as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def _whole(path):
+    """A binary file that takes its name when all is written. (Object stores put whole objects.)"""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = content.encode() if isinstance(content, str) else content
-    if not _is_local(path):  # object stores put whole objects
-        path.write_bytes(content)
+    if not _is_local(path):
+        with path.open('wb') as f:
+            yield f
         return
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         with open(part, 'wb') as f:
-            f.write(content)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
@@ -136,44 +153,24 @@ def save(path: epath.Path, **arrays: np.ndarray) -> None:
             _write(path, buffer.getvalue())
 
 
-def load(path: epath.Path) -> dict[str, np.ndarray]:
-    """Reads what `save` wrote."""
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-        return dict(arrays)
+def load(path: epath.Path, *names: str) -> dict[str, np.ndarray]:
+    """Reads what `save` wrote: all of it, or the arrays that are named."""
+    with path.open('rb') as f, np.load(f, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in names or arrays}
 
 
 def save_rows(path: epath.Path, parts: Iterable[np.ndarray], count: int) -> None:
-    """Writes an .npy of rows that come in parts, in constant memory: whole or not at all.
-
-    One of several hosts takes the parts: they are read, not computed on all devices.
-    """
+    """Writes an .npy of `count` rows that come in parts, as `write_parts` does."""
     with _by_one(path) as mine:
         if mine:
-            _write_rows(path, parts, count)
-
-
-def _write_rows(path, parts, count):
-    parts = iter(parts)
-    first = next(parts)
-    if not _is_local(path):
-        buffer = io.BytesIO()
-        np.save(buffer, np.concatenate([first, *parts]))
-        path.write_bytes(buffer.getvalue())
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part_file = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        rows = np.lib.format.open_memmap(
-            part_file, mode='w+', dtype=first.dtype, shape=(count, *first.shape[1:])
-        )
-        at = 0
-        for part in itertools.chain([first], parts):
-            rows[at : at + len(part)] = part
-            at += len(part)
-        rows.flush()
-        os.replace(part_file, path)
-    finally:
-        part_file.unlink(missing_ok=True)
+            parts = iter(parts)
+            first = np.ascontiguousarray(next(parts))
+            header = np.lib.format.header_data_from_array_1_0(first)
+            header['shape'] = (count, *first.shape[1:])
+            with _whole(path) as f:
+                np.lib.format.write_array_header_1_0(f, header)
+                for part in itertools.chain([first], parts):
+                    f.write(np.ascontiguousarray(part).data)
 
 
 def load_rows(path: epath.Path) -> np.ndarray:
@@ -181,6 +178,12 @@ def load_rows(path: epath.Path) -> np.ndarray:
     if not _is_local(path):
         return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     return np.load(os.fspath(path), mmap_mode='r', allow_pickle=False)
+
+
+def load_table(folder: epath.Path) -> dict[str, np.ndarray]:
+    """The columns that lie in a folder, one a file, as `load_rows` reads them."""
+    names = hosts.agree(sorted(path.name for path in folder.glob('*.npy')))
+    return {name.removesuffix('.npy'): load_rows(folder / name) for name in names}
 
 
 @contextlib.contextmanager

@@ -308,7 +308,8 @@ def feed(examples, devices: Devices, *, batch_size: int, seed: int, limit: int):
     Returns:
         (data, batches). `data` is a replicated dict `image`, `label`, or None for a stream.
         `batches(n)` iterates over batches from number n on, without end: `index` alone, or with
-        `image` and `label`, of which each host reads its own rows. `rows` turns either into the batch of the step.
+        `image` and `label`, of which each host reads its own rows. `rows` turns either into the
+        batch of the step.
     """
     if examples.images is None or examples.images.nbytes > limit:
         own = devices.own(batch_size)

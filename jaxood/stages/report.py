@@ -319,7 +319,7 @@ def galleries(context: Context) -> dict[str, page.Outliers]:
             num_candidates=len(index) if filtered else None,
             num_kept=sum(row['kept'] for row in index) if filtered else None,
             reasons=Counter(_reason(row) for row in index if not row['kept']),
-            kept=figures.gallery(artefacts.load(folder / 'outliers.npz')['images'][:count], 16),
+            kept=figures.gallery(artefacts.load_table(folder / 'outliers')['images'][:count], 16),
             rejected=figures.gallery(
                 artefacts.load(folder / 'rejected.npz')['images'][: count // 2], 16
             ),

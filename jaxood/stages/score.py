@@ -162,7 +162,7 @@ def run(context: Context) -> dict:
         artefacts.write(context.artefact / f'{method.label}.json', sidecar)
     embedded = {k: known[k]['features'][:EMBEDDED] for k in (TEST, *data.ood)}
     if 'synthesise' in context.inputs:
-        outliers = artefacts.load(context.inputs['synthesise'] / 'outliers.npz')['images']
+        outliers = artefacts.load_table(context.inputs['synthesise'] / 'outliers')['images']
         embedded['outliers'] = network.outputs(Examples(outliers[:EMBEDDED]))['features']
     artefacts.save(context.artefact / 'features.npz', **embedded)
     passed = networks.find_features(context.store, network.key, data.id.test.digest).done

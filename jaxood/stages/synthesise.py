@@ -2,12 +2,18 @@
 
 Candidate i is made from (seed, i) alone, and the first `outliers.count` that pass are kept, so
 neither shard nor batch size, devices or a restart change which images come out.
+
+Shards stay in files while they are made and sorted, and outliers are read from memory maps, so a
+million need no more memory than a thousand. An artefact has `outliers/` (`images.npy`, and
+`label.npy`, `source.npy` of strategies that tell them), `controls/` alike where there are any,
+`rejected.npz` and `index.jsonl`.
 """
 
 import functools
 import itertools
 import json
 import time
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +35,7 @@ from jaxood.synthesis.generator import generator
 from jaxood.synthesis.painter import Painter
 from jaxood.train import checkpoint
 
-VERSION = 1
+VERSION = 2
 SEES = 'id'
 ACROSS = False
 NEEDS = ('outliers', 'filter')
@@ -201,45 +207,72 @@ def run(context: Context) -> dict:
     limit = limit if source is None else min(limit, len(source))
     gate = gatekeeper(context)
     progress = console.Progress(context.what, count)
-    kept, controls, rejected, index, made, speed = [], [], [], [], 0, {}
-    for numbers, images, facts, speed in shards(context, gate):
+    parts, rejected, made, speed = [], [], 0, {}
+    for path, numbers, images, facts, speed in shards(context, gate):
         passes = gate.passes(facts) if gate else np.ones(len(images), bool)
         outlying = facts.get('discrepant', np.ones(len(images), bool))
         chosen = np.flatnonzero(passes & outlying)[: count - made]
         last = chosen[-1] if made + len(chosen) == count else len(images) - 1
-        for row in range(last + 1):
-            outlier = None
-            if passes[row] and outlying[row]:
-                outlier = made + int(np.searchsorted(chosen, row))
-            why = None if passes[row] else gate.why({k: v[row] for k, v in facts.items()})
-            line = entry(int(numbers[row]), outlier, row, facts, data.class_names, why)
-            index.append(line if source is None else line | about(source, line['of_given']))
-        table = {'images': images} | {k: facts[k] for k in ('label', 'source') if k in facts}
         seen = np.arange(len(images)) <= last
-        kept.append({k: v[chosen] for k, v in table.items()})
-        controls.append({k: v[seen & passes & ~outlying] for k, v in table.items()})
-        rejected.append(images[seen & ~passes])
+        beside = np.flatnonzero(seen & passes & ~outlying)
+        parts.append(Part(path, numbers[: last + 1], chosen, beside, passes[: last + 1], made))
+        if sum(map(len, rejected)) < REJECTED_KEPT:
+            rejected.append(images[seen & ~passes])
         made += len(chosen)
         progress.update(made, candidates=int(numbers[last]) + 1, **speed)
         if made == count:
             break
         if numbers[-1] + 1 >= limit:
             raise UserError(_too_few(context.config, count, made, int(numbers[-1]) + 1))
-    lines = ''.join(json.dumps(row) + '\n' for row in index)
-    artefacts.write(context.artefact / 'index.jsonl', lines)
+    lines = (lines_of(part, gate, data.class_names, source) for part in parts)
+    artefacts.write_parts(context.artefact / 'index.jsonl', lines)
     rejected = np.concatenate(rejected)[:REJECTED_KEPT]
     artefacts.save(context.artefact / 'rejected.npz', images=rejected)
-    for name, parts in (('controls', controls), ('outliers', kept)):
-        joined = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-        if name == 'outliers' or len(joined['images']):
-            artefacts.save(context.artefact / f'{name}.npz', **joined)
-    rate = {'acceptance': round(made / len(index), 5)}
-    progress.close(candidates=len(index), **rate, **speed)
-    return {'candidates': len(index), **rate, **speed}
+    columns = {'images': 'image'} | {k: k for k in ('label', 'source') if k in facts}
+    for name, rows in (
+        ('outliers', [part.chosen for part in parts]),
+        ('controls', [part.controls for part in parts]),
+    ):
+        save_some(context.artefact / name, columns, parts, rows)
+    candidates = sum(len(part.numbers) for part in parts)
+    rate = {'acceptance': round(made / candidates, 5)}
+    progress.close(candidates=candidates, **rate, **speed)
+    return {'candidates': candidates, **rate, **speed}
+
+
+class Part(NamedTuple):
+    """What became of one shard. Its images stay in its file, so that memory is that of a shard.
+
+    Attributes:
+        numbers: of the candidates that were looked at.
+        chosen: rows that are outliers; `controls`: those that passed and are ID images.
+        passes: bool, of those looked at.
+        before: how many outliers the shards before it gave.
+    """
+
+    path: Any
+    numbers: np.ndarray
+    chosen: np.ndarray
+    controls: np.ndarray
+    passes: np.ndarray
+    before: int
+
+
+def save_some(folder, columns, parts, rows) -> None:
+    """Writes some rows of each shard, one file a column, if there are any.
+
+    Args:
+        columns: name of the file -> name in the shards.
+        rows: of each part.
+    """
+    if number := sum(map(len, rows)):
+        for name, key in columns.items():
+            values = (artefacts.load(p.path, key)[key][r] for p, r in zip(parts, rows))
+            artefacts.save_rows(folder / f'{name}.npy', values, number)
 
 
 def shards(context: Context, gate):
-    """Candidates without end, shard by shard: (numbers, images uint8, facts, speed so far).
+    """Candidates without end, shard by shard: (file, numbers, images uint8, facts, speed so far).
 
     A shard that is there from before a restart is read; `facts` holds what the strategy tells of
     each candidate, words as they are spelt, and what the gate says of it. The speed leaves out the
@@ -272,7 +305,7 @@ def shards(context: Context, gate):
         speed = (
             {'images_per_s': round(len(numbers) * len(steady) / sum(steady), 1)} if steady else {}
         )
-        yield numbers, facts.pop('image'), facts, speed
+        yield path, numbers, facts.pop('image'), facts, speed
 
 
 def rendered(devices, rows, shared, numbers: np.ndarray, *, size: int) -> dict[str, np.ndarray]:
@@ -498,17 +531,26 @@ class Clip:
         )
 
 
-def entry(number, outlier, row, facts, class_names, why: str | None) -> dict:
-    """One line of index.jsonl: the candidate's number, what it is made of, kept or why not."""
-    line = {'candidate': number, 'kept': outlier is not None, 'outlier': outlier}
+def lines_of(part: Part, gate, class_names, source: Examples | None) -> str:
+    """Lines of index.jsonl, one a candidate: its number, what it is made of, kept or why not."""
+    facts, size = artefacts.load(part.path), len(part.numbers)
+    facts = {k: v[:size] for k, v in facts.items() if k != 'image'}
+    outliers = np.full(size, -1)
+    outliers[part.chosen] = part.before + np.arange(len(part.chosen))
+    columns = {'candidate': part.numbers.tolist(), 'kept': (outliers >= 0).tolist()}
+    columns['outlier'] = [None if i < 0 else i for i in outliers.tolist()]
     for name, values in facts.items():
-        value = values[row].item()
-        line[name] = round(value, 6) if isinstance(value, float) else value
+        decimal = np.issubdtype(values.dtype, np.floating)
+        columns[name] = (np.round(values.astype(np.float64), 6) if decimal else values).tolist()
         if name in ('first', 'second', 'class'):
-            line['class_name' if name == 'class' else f'{name}_class'] = class_names[value]
-    if why is not None:
-        line['why'] = why
-    return line
+            spelt = 'class_name' if name == 'class' else f'{name}_class'
+            columns[spelt] = [class_names[k] for k in columns[name]]
+    found = [dict(zip(columns, values)) for values in zip(*columns.values())]
+    for row in np.flatnonzero(~part.passes):
+        found[row]['why'] = gate.why({k: v[row] for k, v in facts.items()})
+    for line in found if source is not None else ():
+        line |= about(source, line['of_given'])
+    return ''.join(json.dumps(line) + '\n' for line in found)
 
 
 def about(images: Examples, row: int) -> dict:

@@ -151,12 +151,12 @@ def run(context: Context) -> dict:
 
 def _outliers(artefact) -> dict[str, np.ndarray]:
     """What a training reads of outliers, and of the controls among them, which are ID images."""
-    found = artefacts.load(artefact / 'outliers.npz')
-    path = artefact / 'controls.npz'
-    parts = [found, artefacts.load(path)] if artefacts.exists(path) else [found]
-    read = {'outlier_image': np.concatenate([part['images'] for part in parts])}
+    found, controls = (artefacts.load_table(artefact / k) for k in ('outliers', 'controls'))
+    parts = [found, controls] if controls else [found]
+    join = lambda name: np.concatenate([p[name] for p in parts]) if controls else found[name]
+    read = {'outlier_image': join('images')}
     if 'label' in found:
-        read['outlier_label'] = np.concatenate([part['label'] for part in parts])
+        read['outlier_label'] = join('label')
         flags = [np.full(len(part['images']), part is not found) for part in parts]
         read['outlier_is_id'] = np.concatenate(flags)
     return read

@@ -11,6 +11,7 @@ import optax
 from jaxood import config as configs
 from jaxood import detectors
 from jaxood.data import augment, loader
+from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError, blame
 from jaxood.rng import key_for, seed_for
 from jaxood.stages import common
@@ -135,7 +136,9 @@ def fit(
     if outliers is not None:
         num_outliers = outliers_per_batch(section)
         data, feed = _with_outliers(
-            data, feed, outliers, devices, num_outliers, seed_for(seed, *purpose, 'outlier batches')
+            *(data, feed, outliers, devices, num_outliers),
+            seed=seed_for(seed, *purpose, 'outlier batches'),
+            limit=context.config.data.device_limit,
         )
     final, facts = loop.fit(
         start,
@@ -263,13 +266,27 @@ def _of_rows(loss_fn, model, stays, crop, flip, noise, preprocessing):
     return loss
 
 
-def _with_outliers(data, feed, outliers, devices, number, seed):
-    """Adds `number` rows of the outliers, in an order of their own, to each batch."""
-    resident, size = devices.replicate(dict(outliers)), len(outliers['outlier_image'])
+def _with_outliers(data, feed, outliers, devices, number, *, seed: int, limit: int):
+    """Adds `number` rows of the outliers, in an order of their own, to each batch: their numbers
+    if all lie on the devices, else what is told of them, read from where it lies."""
+    images = outliers['outlier_image']
+    if images.nbytes <= limit:
+        resident = devices.replicate({k: np.asarray(v) for k, v in outliers.items()})
 
-    def both(n):
-        for m, batch in enumerate(feed(n), start=n):
-            index = loader.rows_of(m, size=size, batch_size=number, seed=seed)
-            yield batch | {'outlier_index': index.astype(np.int32)}
+        def both(n):
+            for m, batch in enumerate(feed(n), start=n):
+                index = loader.rows_of(m, size=len(images), batch_size=number, seed=seed)
+                yield batch | {'outlier_index': index.astype(np.int32)}
 
-    return (data or {}) | resident, both
+        return (data or {}) | resident, both
+
+    told = {k: np.asarray(v) for k, v in outliers.items() if k != 'outlier_image'}
+    how = dict(batch_size=number, seed=seed, own=devices.own(number))
+
+    def beside(n):
+        for batch, more in zip(feed(n), loader.stream(Examples(images), start=n, **how)):
+            rows = {k: v[more['index']] for k, v in told.items()}
+            rows |= {'outlier_image': more['image'], 'outlier_index': more['index']}
+            yield batch | devices.join(rows)
+
+    return data, beside

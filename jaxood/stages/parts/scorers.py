@@ -92,7 +92,7 @@ def banked(data: common.Data, synthesised: artefacts.Artefact | None = None) -> 
     """
     images = {TRAIN: data.id.train, VALIDATION: data.id.validation}
     if synthesised is not None:
-        images[OUTLIERS] = Examples(artefacts.load(synthesised / 'outliers.npz')['images'])
+        images[OUTLIERS] = Examples(artefacts.load_table(synthesised / 'outliers')['images'])
     return images if data.validation_ood is None else images | {TUNING: data.validation_ood}
 
 

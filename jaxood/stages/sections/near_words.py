@@ -104,7 +104,7 @@ def painted(context: Context, run):
     index = [json.loads(line) for line in (folder / 'index.jsonl').read_text().splitlines()]
     kept = [line for line in index if line['kept']]
     lines = sorted(kept[:PAINTED], key=lambda line: line['class'])
-    images = artefacts.load(folder / 'outliers.npz')['images']
+    images = artefacts.load_table(folder / 'outliers')['images']
     return figures.gallery(
         [images[line['outlier']] for line in lines],
         captions=[f'{line["class_name"]}: {line["word"]}' for line in lines],
