@@ -56,13 +56,17 @@ class Store:
 
     def seconds(self, stage: str) -> float | None:
         """How long this stage took when it last ran here, for the estimate of a run."""
-        times = []
+        return self.mean(stage, 'seconds')
+
+    def mean(self, stage: str, fact: str) -> float | None:
+        """The mean of one of the facts of a stage's results here; None where none has it."""
+        found = []
         folder = self.root / stage
         for path in folder.iterdir() if folder.exists() else ():
             facts = Artefact(stage, path.name, path).done
-            if facts and 'seconds' in facts:
-                times.append(facts['seconds'])
-        return sum(times) / len(times) if times else None
+            if facts and fact in facts:
+                found.append(facts[fact])
+        return sum(found) / len(found) if found else None
 
 
 def place(path: str | os.PathLike) -> epath.Path:

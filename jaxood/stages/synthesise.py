@@ -200,6 +200,7 @@ def run(context: Context) -> dict:
     limit = c.get('max_candidates') or CANDIDATES * count
     limit = limit if source is None else min(limit, len(source))
     gate = gatekeeper(context)
+    names = learn_tokens.names(context.config, data) if paints(context.config) else data.class_names
     progress = console.Progress(context.what, count)
     kept, controls, rejected, index, made, speed = [], [], [], [], 0, {}
     for numbers, images, facts, speed in shards(context, gate):
@@ -212,7 +213,7 @@ def run(context: Context) -> dict:
             if passes[row] and outlying[row]:
                 outlier = made + int(np.searchsorted(chosen, row))
             why = None if passes[row] else gate.why({k: v[row] for k, v in facts.items()})
-            line = entry(int(numbers[row]), outlier, row, facts, data.class_names, why)
+            line = entry(int(numbers[row]), outlier, row, facts, names, why)
             index.append(line if source is None else line | about(source, line['of_given']))
         table = {'images': images} | {k: facts[k] for k in ('label', 'source') if k in facts}
         seen = np.arange(len(images)) <= last
