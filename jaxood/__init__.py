@@ -2,7 +2,7 @@
 
 The package from the top down; nothing imports what stands above it (tests/test_imports.py).
 
-    main predict convert bench
+    main predict convert bench doctor
                               the commands; they parse before they import JAX
     deployed                  a trained detector as a function of images
     experiment                arms x seeds through the stages: plan, reuse, resume
@@ -24,7 +24,7 @@ The package from the top down; nothing imports what stands above it (tests/test_
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
     neighbours clustering frechet
                               the nearest in a bank; clusters against classes; distance of features
-    errors console            what the user can mend; what a run says
+    errors console machine    what the user can mend; what a run says; what it runs on
 
 Four systems are being built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.
 Adding a score, loss, backbone, strategy, training method or data source is one function and one

@@ -1,7 +1,6 @@
 """Arms x seeds through the stages: what is there already, what is to be done, and doing it."""
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
@@ -18,10 +17,10 @@ from jaxood import config as configs
 from jaxood.artefacts import Artefact, Store
 from jaxood.config import Run
 from jaxood.errors import ConfigError, UserError, lookup, unknown
+from jaxood.machine import PACKAGES, version_of
 from jaxood.stages import STAGES, common, score
 
 REQUIRED = ('seed', 'seeds', 'dtype', 'stages', 'parallel', 'data', 'preprocessing')  # by all runs
-PACKAGES = ('jaxood', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scikit-learn')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,13 +317,6 @@ def write_records(folder: epath.Path, config, tasks: Sequence[Task], devices) ->
         repro['weights'] = weights
     artefacts.write(folder / 'repro.json', json.dumps(repro, indent=2) + '\n')
     return repro
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def git_revision() -> str | None:

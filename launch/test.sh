@@ -3,8 +3,8 @@
 #   launch/test.sh -m 'not slow' -k diffusion
 # Real data is read from the folder that JAXOOD_TEST_DATA names; without it those tests skip and say so.
 set -euo pipefail
-# shellcheck source=launch/venv.sh
-source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+# shellcheck source=launch/shared.sh
+source "$(dirname "${BASH_SOURCE[0]}")/shared.sh"
 prepare test
 cd "$here"
 .venv/bin/ruff check .

@@ -21,6 +21,7 @@ def small(variant='digits', **changes):
     """A variant with a tiny backbone and restorers of a few steps; `changes` as a__b=value."""
     c = main.load_config(f'{CONFIG}:{variant}')
     c.seeds = (0,)
+    c.parallel.num_devices = 1
     c.backbone.widths = (4, 8)
     c.detector.update(steps=12, batch_size=16)
     c.restorer.update(width=8, num_blocks=1, epochs=3, batch_size=64)

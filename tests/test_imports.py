@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'jaxood'
 
 # Each module may import those on lines above its own, and its neighbours in the same package.
 LAYERS = (
-    ('errors', 'console'),
+    ('errors', 'console', 'machine'),
     ('hosts',),
     ('rng', 'parallel', 'metrics', 'frechet', 'neighbours', 'clustering'),
     ('diffusion', 'losses', 'scores', 'models', 'data', 'train'),
@@ -20,7 +20,7 @@ LAYERS = (
     ('stages',),
     ('experiment',),
     ('deployed',),
-    ('main', 'predict', 'convert', 'bench'),
+    ('main', 'predict', 'convert', 'bench', 'doctor'),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer these may look at each other, in this direction.
@@ -32,6 +32,7 @@ BESIDE = {
     ('predict', 'main'),
     ('convert', 'main'),
     ('bench', 'main'),
+    ('doctor', 'main'),
 }
 
 
@@ -60,7 +61,11 @@ def test_imports_point_down(path):
 
 
 @pytest.mark.parametrize(
-    'module', ['jaxood', 'jaxood.main', 'jaxood.predict', 'jaxood.convert', 'jaxood.bench']
+    'module',
+    [
+        *('jaxood', 'jaxood.main', 'jaxood.predict', 'jaxood.convert'),
+        *('jaxood.bench', 'jaxood.doctor'),
+    ],
 )
 def test_commands_parse_before_they_import_anything_heavy(module):
     """`--help` answers at once; JAX alone takes a second."""

@@ -17,6 +17,7 @@ def tiny(variant='digits'):
     """A variant with few heads and kinds, small networks and trainings of a few steps."""
     c = main.load_config(f'{CONFIG}:{variant}')
     c.seeds = (0,)
+    c.parallel.num_devices = 1
     c.generator.update(channels=8, multipliers=(1,), attention_sizes=())
     c.diffusion.update(steps=8, batch_size=16, log_every=4)
     c.diffusion.optimizer.warmup = 2

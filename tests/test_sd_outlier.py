@@ -20,6 +20,7 @@ def tiny(variant='digits', arms=('none', 'fake_it', 'ours', 'control', 'dn2')):
     """Small networks, trainings of a few steps, edits of three steps."""
     c = main.load_config(f'{CONFIG}:{variant}')
     c.seeds = (0,)
+    c.parallel.num_devices = 1
     small = dict(name='cnn', widths=(4, 8))
     view = dict(name='weak', pad=1, flip=False)
     with c.unlocked():
@@ -158,8 +159,10 @@ def test_predict_keeps_both_banks(finished, tmp_path, capsys):
 def test_a_folder_without_labels(tmp_path):
     """All of it on images that nobody labelled, in one folder; and there is no accuracy to tell."""
     (tmp_path / 'flat').mkdir()
-    for i, image in enumerate(common.load_data(tiny()).id.train.images[:120]):
-        Image.fromarray(image[..., 0]).save(tmp_path / f'flat/{i:03d}.png')
+    digits = common.load_data(tiny()).id
+    splits = (digits.train, digits.validation, digits.test)  # as many: the same compiled programs
+    for i, image in enumerate(np.concatenate([examples.images for examples in splits])):
+        Image.fromarray(image[..., 0]).save(tmp_path / f'flat/{i:04d}.png')
     c = tiny(arms=('ours',))
     c.data.update(held_out=(), held_out_validation=())
     with c.unlocked():

@@ -45,6 +45,7 @@ def config(variant='digits', **changes):
         'detector__batch_size': 16,
         'detector__log_every': 4,
         'detector__checkpoint_every': 4,
+        'parallel__num_devices': 1,
         'parallel__inference_batch': 64,
         'report__draws': 20,
         'report__gallery': 16,

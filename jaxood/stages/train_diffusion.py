@@ -12,6 +12,7 @@ from jaxood.data import augment
 from jaxood.diffusion import process
 from jaxood.errors import ConfigError
 from jaxood.models.denoisers import DENOISERS
+from jaxood.models.initial import compile_init
 from jaxood.rng import key_each, key_for, seed_for
 from jaxood.stages import common
 from jaxood.stages.common import Context
@@ -65,7 +66,7 @@ def fits(config, data, devices) -> None:
     batch_size = config.diffusion.batch_size
     common.check_batch(batch_size, len(train), devices, 'config.diffusion.batch_size')
     with common.rehearsal('config.generator'):
-        jax.eval_shape(lambda: _init(model, jax.random.key(0), train.shape))
+        jax.eval_shape(_init(model, train.shape), jax.random.key(0))
 
 
 def schedule(config):
@@ -87,7 +88,7 @@ def run(context: Context) -> dict:
     c = config.diffusion
     model = build(config, context.data.num_classes)
     root = key_for(config.seed, 'diffusion')
-    params = _init(model, root, train.shape)
+    params = compile_init(_init(model, train.shape))(key_for(root, 'init'))
     where = 'config.diffusion.optimizer'
     tx = configs.build(state.OPTIMIZERS, c.optimizer, where, steps=c.steps)
     loss = functools.partial(
@@ -142,7 +143,8 @@ def loss_fn(
     return loss, (extra, {'loss': loss})
 
 
-def _init(model, root, shape):
+def _init(model, shape):
+    """key -> params."""
     x, t = jnp.zeros((1, *shape)), jnp.ones(1, jnp.int32)
     condition = jnp.zeros((1, model.num_classes + 1))
-    return jax.jit(model.init)(key_for(root, 'init'), x, t, condition)['params']
+    return lambda key: model.init(key, x, t, condition)['params']

@@ -24,6 +24,7 @@ from jaxood.errors import ConfigError, unknown
 from jaxood.losses import contrastive
 from jaxood.models.clip import tokenizer, vision
 from jaxood.models.components import COMPONENTS
+from jaxood.models.initial import compile_init
 from jaxood.models.stable_diffusion import folder as folders
 from jaxood.models.stable_diffusion import fresh, pipeline
 from jaxood.rng import key_each, key_for, seed_for
@@ -158,8 +159,8 @@ def run(context: Context) -> dict:
 
     def initial():
         keys = {name: key_for(root, 'init', name) for name in ('text', 'vision')}
-        text = jax.jit(clip['text'].init)(keys['text'], ids[:1])['params']
-        image = jax.jit(clip['vision'].init)(keys['vision'], blank)['params']
+        text = compile_init(clip['text'].init)(keys['text'], ids[:1])['params']
+        image = compile_init(clip['vision'].init)(keys['vision'], blank)['params']
         return {'text': text, 'vision': image, 'logit_scale': jnp.log(jnp.float32(1 / 0.07))}
 
     trained, facts = {}, {}
@@ -169,7 +170,7 @@ def run(context: Context) -> dict:
     trained['autoencoder'], facts['autoencoder'] = fit(
         context,
         'autoencoder',
-        lambda: jax.jit(vae.init)(key_for(root, 'init', 'vae'), blank)['params'],
+        lambda: compile_init(vae.init)(key_for(root, 'init', 'vae'), blank)['params'],
         functools.partial(autoencoder_loss, vae=vae, kl=config.pipeline.autoencoder.kl),
     )
     described['vae']['scaling_factor'] = scale = latent_scale(
@@ -184,7 +185,7 @@ def run(context: Context) -> dict:
     trained['unet'], facts['unet'] = fit(
         context,
         'unet',
-        lambda: jax.jit(unet.init)(key_for(root, 'init', 'unet'), *start)['params'],
+        lambda: compile_init(unet.init)(key_for(root, 'init', 'unet'), *start)['params'],
         functools.partial(
             unet_loss, unet=unet, vae=vae, label_dropout=config.pipeline.unet.label_dropout
         ),

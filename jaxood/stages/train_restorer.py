@@ -12,6 +12,7 @@ from jaxood import diffusion
 from jaxood.data import loader
 from jaxood.diffusion import process
 from jaxood.errors import ConfigError
+from jaxood.models.initial import compile_init
 from jaxood.rng import key_each, key_for, seed_for
 from jaxood.stages import common, load_weights, score
 from jaxood.stages.common import TRAIN, Context
@@ -207,4 +208,4 @@ def _step(devices, model, alpha_bar, columns, optimizer, steps, ema_limit):
 @functools.lru_cache(maxsize=32)
 def _init(model, channels):
     z, t = jnp.zeros((1, channels)), jnp.ones(1, jnp.int32)
-    return jax.jit(lambda key: model.init(key, z, t)['params'])
+    return compile_init(lambda key: model.init(key, z, t)['params'])

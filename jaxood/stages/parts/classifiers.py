@@ -13,6 +13,7 @@ from jaxood import detectors
 from jaxood.data import augment, loader
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError, blame
+from jaxood.models.initial import compile_init
 from jaxood.rng import key_for, seed_for
 from jaxood.stages import common
 from jaxood.stages.parts import networks
@@ -213,7 +214,7 @@ def _augmentation(config, section):
 
 @functools.cache
 def _init(model):
-    return jax.jit(functools.partial(model.init, train=False))
+    return compile_init(functools.partial(model.init, train=False))
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from jaxood.errors import ConfigError, blame
 from jaxood.losses import selfsup
 from jaxood.models.backbones import BACKBONES
 from jaxood.models.heads import Linear, Projection
+from jaxood.models.initial import compile_init
 from jaxood.rng import key_each, key_for, seed_for
 from jaxood.stages import common
 from jaxood.stages.parts import networks
@@ -200,7 +201,7 @@ def _phase(context, plan, name, model, before, data):
         facts = json.loads((folder / 'facts.json').read_text())
         return checkpoint.load_weights(folder / 'weights'), facts
     root = key_for(config.seed, 'pseudo_label', name)
-    init = jax.jit(functools.partial(model.init, train=False))
+    init = compile_init(functools.partial(model.init, train=False))
     variables = init(key_for(root, 'init'), jnp.zeros((1, *train.shape)))
     variables = _inherit(variables, before)
     tx = configs.build(
