@@ -60,13 +60,17 @@ class Store:
 
     def seconds(self, stage: str) -> float | None:
         """How long this stage took when it last ran here, for the estimate of a run."""
-        times = []
+        return self.mean(stage, 'seconds')
+
+    def mean(self, stage: str, fact: str) -> float | None:
+        """The mean of one of the facts of a stage's results here; None where none has it."""
+        found = []
         folder = self.root / stage
         for path in folder.iterdir() if folder.exists() else ():
             if (path / DONE).exists():
-                times.append(json.loads((path / DONE).read_text()).get('seconds'))
-        times = [seconds for seconds in times if seconds is not None]
-        return sum(times) / len(times) if times else None
+                found.append(json.loads((path / DONE).read_text()).get(fact))
+        found = [value for value in found if value is not None]
+        return sum(found) / len(found) if found else None
 
 
 def place(path: str | os.PathLike) -> epath.Path:

@@ -44,8 +44,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('labels', 'id', 'ood', 'validation_ood'),
     ),
     'pseudo_label': ('smallest',),
-    'tokens': (),
-    'words': (),
+    'tokens': (
+        *('names', 'names_file', 'initial', 'templates', 'per_class', 'draw', 'flip'),
+        *('steps', 'batch_size', 'optimizer', 'at_once', 'remat', 'log_every', 'checkpoint_every'),
+    ),
+    'words': ('clip', 'template', 'k', 'rule', 'eta', 'threshold', 'keep', 'collisions'),
     'generator': (),
     'diffusion': (
         *('schedule', 'prediction', 'label_dropout', 'flip', 'steps', 'batch_size', 'optimizer'),
@@ -101,9 +104,10 @@ OPTIONAL = frozenset(
         'max_candidates',
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('labels', 'names', 'mean', 'std', 'matched', 'at', 'last', 'init', 'frozen'),
+        *('labels', 'names', 'names_file', 'mean', 'std', 'matched', 'at', 'last', 'init'),
+        *('frozen', 'per_class', 'words.clip', 'threshold'),
+        *('quantile', 'backbone', 'training', 'margin'),
         *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid', 'data'),
-        *('per_class', 'quantile', 'backbone', 'training', 'margin'),
     )
 )
 
@@ -336,12 +340,12 @@ def check_keys(section: Mapping, where: str, like: str) -> None:
     none is named, or none takes keywords (the filter), there can be no others.
     """
     known = SECTIONS[like]
-    if like in (*UNNAMED, 'filter'):
+    if like in (*UNNAMED, 'filter', 'tokens'):
         for key in section:
             if key not in (*known, 'name'):
                 raise ConfigError(unknown(f'{where}.{key}', key, known))
     for key in known:
-        if section.get(key) is None and key not in OPTIONAL:
+        if section.get(key) is None and not {key, f'{like}.{key}'} & OPTIONAL:
             raise ConfigError(f'{where}.{key} is missing: this run cannot do without it.')
 
 

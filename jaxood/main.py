@@ -7,6 +7,8 @@ The program's story is `stages.STAGES`, in its order:
     train_pipeline    a small Stable Diffusion learns captioned images
     train_diffusion   a class-conditional diffusion model learns the ID images
     train_judges      a small ensemble learns to classify them, to tell which outliers are ID images
+    learn_tokens      or every class gets a pseudo-word that a text-to-image model understands,
+    words             and the words near it, whose images would be near-OOD, are looked up
     synthesise        the diffusion model (or another strategy) invents outliers; judges filter them
     pretrain_detector a classifier learns the ID classes, for all arms to go on from
     train_detector    a classifier learns the ID classes, and to be unsure on the outliers

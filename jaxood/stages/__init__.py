@@ -20,6 +20,7 @@ A stage is a module with
 """
 
 from jaxood.stages import (
+    learn_tokens,
     load_weights,
     pretrain_detector,
     pseudo_label,
@@ -32,11 +33,14 @@ from jaxood.stages import (
     train_judges,
     train_pipeline,
     train_restorer,
+    words,
 )
 
 STAGES = {
     'train_pipeline': train_pipeline,
     'pseudo_label': pseudo_label,
+    'learn_tokens': learn_tokens,
+    'words': words,
     'train_diffusion': train_diffusion,
     'train_judges': train_judges,
     'synthesise': synthesise,

@@ -206,6 +206,7 @@ def run(context: Context) -> dict:
     limit = c.get('max_candidates') or CANDIDATES * count
     limit = limit if source is None else min(limit, len(source))
     gate = gatekeeper(context)
+    names = learn_tokens.names(context.config, data) if paints(context.config) else data.class_names
     progress = console.Progress(context.what, count)
     parts, rejected, made, speed = [], [], 0, {}
     for path, numbers, images, facts, speed in shards(context, gate):
@@ -224,7 +225,7 @@ def run(context: Context) -> dict:
             break
         if numbers[-1] + 1 >= limit:
             raise UserError(_too_few(context.config, count, made, int(numbers[-1]) + 1))
-    lines = (lines_of(part, gate, data.class_names, source) for part in parts)
+    lines = (lines_of(part, gate, names, source) for part in parts)
     artefacts.write_parts(context.artefact / 'index.jsonl', lines)
     rejected = np.concatenate(rejected)[:REJECTED_KEPT]
     artefacts.save(context.artefact / 'rejected.npz', images=rejected)
