@@ -64,7 +64,7 @@ def fill(artefact: Artefact, count: int, chunks: Chunks, what: str, shard: int) 
     names = list(artefacts.load(paths[0]))
     for name in names:
         artefacts.save_rows(
-            artefact / f'{name}.npy', (artefacts.load(path)[name] for path in paths), count
+            artefact / f'{name}.npy', (artefacts.load(path, name)[name] for path in paths), count
         )
     progress.close(**_speed(times, counts))
     return {'arrays': names, **_speed(times, counts)}
