@@ -138,7 +138,6 @@ def digits(c):
     c.sampler = dict(name='dpmpp_2m', steps=20, guidance=2.0)
     c.outliers = outliers(per_class=145)  # as many as there are ID images
     c.outliers.shard_size = 256
-    c.outliers.shard_size = 256
     c.backbone = dict(name='wrn', depth=10, width=1, base=8, dropout=0.0)
     look = dict(batch_size=64, crop=1, flip=False, noise=0.5)
     c.pretraining = pretraining(steps=600, learning_rate=0.03, **look)
