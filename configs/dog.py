@@ -155,7 +155,7 @@ def photographs(c):
     )
     c.words = dict(name='wordnet', path=config_dict.placeholder(str), k=1000) | NEAR
     c.sampler = dict(name='ddim', steps=50, guidance=6.5)  # w of (1 + w); the usual scale 7.5
-    c.parallel.inference_batch = 256
+    c.parallel.inference_batch = 1024  # at 32 pixels, hence 4 at 512
 
 
 def cifar(c, name, per_class):
