@@ -137,6 +137,7 @@ def digits(c):
     c.words = dict(name='captions', names=c.pipeline.names, k=16) | NEAR
     c.sampler = dict(name='dpmpp_2m', steps=20, guidance=2.0)
     c.outliers = outliers(per_class=145)  # as many as there are ID images
+    c.outliers.shard_size = 256
     c.backbone = dict(name='wrn', depth=10, width=1, base=8, dropout=0.0)
     look = dict(batch_size=64, crop=1, flip=False, noise=0.5)
     c.pretraining = pretraining(steps=600, learning_rate=0.03, **look)
@@ -154,7 +155,7 @@ def photographs(c):
     )
     c.words = dict(name='wordnet', path=config_dict.placeholder(str), k=1000) | NEAR
     c.sampler = dict(name='ddim', steps=50, guidance=6.5)  # w of (1 + w); the usual scale 7.5
-    c.parallel.inference_batch = 256
+    c.parallel.inference_batch = 1024  # at 32 pixels, hence 4 at 512
 
 
 def cifar(c, name, per_class):

@@ -97,7 +97,9 @@ def test_clip_has_looked_at_each(finished):
 @pytest.mark.slow
 def test_the_report_tells_of_words_images_and_ways(finished):
     found = json.loads((finished / 'results.json').read_text())['summary']['sections']
-    rows = {row['arm']: row for row in found['near_words']['strategies']}
+    ways = found['near_words']['strategies']
+    assert set(ways) == {'ash_s_validated', 'energy'}
+    rows = {row['arm']: row for row in ways['ash_s_validated']}
     assert set(rows) == set(ARMS)
     assert rows['dog']['published'] == [[2.57, 99.36], [22.87, 95.41]]
     assert rows['names']['paper'].startswith('(e)')

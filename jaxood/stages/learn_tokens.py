@@ -177,15 +177,8 @@ def check(config) -> None:
 
 def fits(config, data, devices) -> None:
     c = config.tokens
-    found = names(config, data)
+    names(config, data)
     common.check_split(c.batch_size, devices, f'{WHERE}.batch_size={c.batch_size}')
-    count = np.bincount(data.id.train.labels, minlength=len(found))
-    if (empty := np.flatnonzero(count == 0)).size:
-        raise ConfigError(
-            f'config.data.id: there are no training images of {found[empty[0]]!r} '
-            f'({empty.size} such in all), so no pseudo-word of it can be learnt. Add some, leave '
-            f"the class out (config.data.held_out), or set {WHERE}.name='none'."
-        )
     if data.shape[-1] != 3:
         raise ConfigError(
             f'config.data: images of {data.shape[-1]} channel(s), the generator sees 3. Set '

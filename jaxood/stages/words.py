@@ -221,7 +221,7 @@ def check_anchors(
     count = lambda at: int(np.sum(values <= at))
     levels = [rules.threshold(values, keep=share) for share in SHARES]
     kept = ', '.join(f'{at:.4f} ({count(at)})' for at in levels)
-    which = 'no class' if len(empty) == len(own) else f'the class {classes[empty[0]]!r}'
+    which = 'all classes' if len(empty) == len(own) else f'the class {classes[empty[0]]!r}'
     raise UserError(
         f'the anchors of {which} are none ({len(empty)} of {len(own)} classes): all candidates '
         f'lie above λ = {limit:.4f}. So many of the {len(values)} would be kept by λ = {kept}; '
