@@ -286,7 +286,7 @@ def estimate(config, done: Mapping, store: Store) -> str:
     asked = config.get('outliers') or {}
     images = next((asked[k] * n for k, n in each.items() if asked.get(k) is not None), None)
     if images is None or config.get('sampler') is None:
-        return 'rendering: how many images, config.outliers and config.sampler would say'
+        return 'rendering: config.outliers and config.sampler do not say how many images'
     calls = config.sampler.steps * (1 if config.sampler.guidance == 0.0 else 2)
     speed = store.mean('synthesise', 'images_per_s')
     hours = 'not known yet' if speed is None else f'{images / speed / 3600:.2g} (at {speed:.3g}/s)'
