@@ -124,11 +124,10 @@ def run(context: Context) -> dict:
     _say_unknown(found, classes)
     clip = clips.load(config, context.inputs, context.devices, context.num_rows())
     prompts = [c.template.format(word) for word in found.words]
-    words = clip.prompts(context.store, prompts, f'prompts, {context.what}')
     named = clip.ids(clip.tokenizer([c.template.format(name) for name in classes]))
-    own = named
-    if learn_tokens.applies(config):
-        own = inverted(config, clip, context.inputs)
+    learns = learn_tokens.applies(config)
+    own = inverted(config, clip, context.inputs) if learns else named
+    words = clip.prompts(context.store, prompts, f'prompts, {context.what}')
     images = clip.images(context.store, data.id.train, f'images, {context.what}')
     allowed = np.array([word not in dropped for word in found.words])
     if c.k > allowed.sum():
