@@ -28,6 +28,7 @@ ACROSS = False
 NEEDS = ('words', 'tokens')
 PUBLISHED = ('words.csv',)
 WHERE = 'config.words'
+OWN = configs.SECTIONS['words']  # keys of the stage; the others are the vocabulary's
 TOLERANCE = 0.02  # how far two text encoders' tables may lie apart: one may have been a float16
 SHOWN, CLASSES = 8, 20  # words of a class, and classes, on the terminal
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the candidates, in a message
@@ -52,9 +53,6 @@ def settings(config) -> dict:
     used = common.settings(config, 'dtype') | {'words': own | learn_tokens.called(config)}
     contents = {'vocabulary': vocabulary(config).digest, 'clip': clips.digest(config)}
     return used | contents | texts.settings(config)
-
-
-OWN = configs.SECTIONS['words']
 
 
 def check(config) -> None:
