@@ -138,7 +138,7 @@ def run(context: Context) -> dict:
         collided.append([(int(w), float(similarity[w])) for w in near])
         nearest.append(_nearest(found, classes, similarity, named @ own[y]))
     union = np.array(sorted({w for places in lists for w, _ in places}))
-    values = rules.values(*(words[union], images, data.id.train.labels), eta=c.eta, rule=c.rule)
+    values = rules.values(words[union], images, data.id.train.labels, eta=c.eta, rule=c.rule)
     value = dict(zip(union.tolist(), values.tolist()))
     limit = c.get('threshold')
     limit = rules.threshold(values, keep=c.keep) if limit is None else limit
