@@ -14,19 +14,19 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               sections/ are parts of the report, one a method
     config artefacts          sections, arms, fingerprints; folders named by what made them
     synthesis/ detectors/ report/
-                              strategies that invent outliers, and the leak filter; training
-                              methods; tables, figures and the page
+                              strategies that invent outliers, the words they show, and the leak
+                              filter; training methods; tables, figures and the page
     diffusion/ models/ losses/ scores/ data/ train/
                               schedules, process, samplers; Flax networks, and the way to them from
                               public checkpoints (pretrained, layouts; components for folders of
                               diffusers and transformers: stable_diffusion/, clip/); losses; OOD
-                              scores; sources, splits, batches; the one training loop
+                              scores; sources, splits, batches, vocabularies; the one training loop
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
     neighbours clustering frechet
                               the nearest in a bank; clusters against classes; distance of features
     errors console machine    what the user can mend; what a run says; what it runs on
 
-Four systems are being built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.
+Four systems are built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.
 Adding a score, loss, backbone, strategy, training method or data source is one function and one
 line in that folder's table, a plain dict in its `__init__.py`.
 """
