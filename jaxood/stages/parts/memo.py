@@ -27,12 +27,11 @@ def rows(
             if artefact.done is None:
                 facts = fill(artefact, count, chunks, what, shard)
                 artefact.finish(rows=count, **facts)
-                artefacts.remove(artefact.folder, 'shards')
     return {name: artefacts.load_rows(artefact / f'{name}.npy') for name in artefact.done['arrays']}
 
 
 def fill(artefact: Artefact, count: int, chunks: Chunks, what: str, shard: int) -> dict:
-    """Computes rows 0..count-1 of some arrays, each into `<name>.npy`, and leaves `shards/`.
+    """Computes rows 0..count-1 of some arrays, each into `<name>.npy`.
 
     An interrupted pass goes on with the next shard.
 
@@ -66,6 +65,7 @@ def fill(artefact: Artefact, count: int, chunks: Chunks, what: str, shard: int) 
         artefacts.save_rows(
             artefact / f'{name}.npy', (artefacts.load(path, name)[name] for path in paths), count
         )
+    artefacts.remove(artefact.folder, 'shards')
     progress.close(**_speed(times, counts))
     return {'arrays': names, **_speed(times, counts)}
 

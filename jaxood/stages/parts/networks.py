@@ -154,7 +154,6 @@ class Network:
         if has_labels:
             artefacts.save_rows(artefact / 'labels.npy', [examples.labels], len(examples))
         artefact.finish(rows=len(examples), labels=has_labels, **facts)
-        artefacts.remove(artefact.folder, 'shards')
 
 
 def load(artefact: Artefact, config, devices: Devices, rows: int) -> Network:
