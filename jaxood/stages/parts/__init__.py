@@ -4,5 +4,7 @@ networks     a trained network over images, by shards; its outputs on a set are 
 restorers    a trained restorer over those features; its restorations are kept
 classifiers  the training of a classifier, for detectors and judges
 scan         the three trainings of SCAN
+clips        CLIP over prompts and images; its embeddings are kept
+memo         rows that are computed once, by shards, and kept
 scorers      scores fitted on a network's outputs, their settings chosen, their results kept
 """
