@@ -6,21 +6,20 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               the commands; they parse before they import JAX
     deployed                  a trained detector as a function of images
     experiment                arms x seeds through the stages: plan, reuse, resume
-    stages/                   pseudo_label learn_tokens words train_diffusion train_judges
-                              synthesise train_detector (or load_weights) train_restorer score
-                              reconstruct_pixels report, and train_pipeline: they alone read the
-                              config, and leave artefacts; parts/ is what they are made of
-                              (networks, CLIP and restorers at work, scorers), sections/ are parts
-                              of the report, one a method
+    stages/                   pseudo_label train_diffusion train_judges synthesise train_detector
+                              (or load_weights) train_restorer score reconstruct_pixels report, and
+                              train_pipeline: they alone read the config, and leave artefacts;
+                              parts/ is what they are made of (networks and restorers at work,
+                              scorers), sections/ are parts of the report, one a method
     config artefacts          sections, arms, fingerprints; folders named by what made them
     synthesis/ detectors/ report/
-                              strategies that invent outliers, the words they show, and the leak
-                              filter; training methods; tables, figures and the page
+                              strategies that invent outliers, and the leak filter; training
+                              methods; tables, figures and the page
     diffusion/ models/ losses/ scores/ data/ train/
                               schedules, process, samplers; Flax networks, and the way to them from
                               public checkpoints (pretrained, layouts; components for folders of
                               diffusers and transformers: stable_diffusion/, clip/); losses; OOD
-                              scores; sources, splits, batches, vocabularies; the one training loop
+                              scores; sources, splits, batches; the one training loop
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
     neighbours clustering frechet
                               the nearest in a bank; clusters against classes; distance of features
