@@ -110,7 +110,8 @@ def fits(config, data, devices) -> None:
     if uses_outliers(config):
         number = classifiers.outliers_per_batch(c)
         _check_number(config, synthesise.number(config, data))
-        common.check_split(number, devices, f'{where}.outlier_ratio={c.outlier_ratio}: {number}')
+        what = f'{where}.outlier_ratio={c.outlier_ratio}: {number}'
+        common.check_split(number, devices, what, common.parts(c))
     model = build(config, data.num_classes)
     classifiers.fits(config, data, devices, model, c, where, number)
 
