@@ -24,11 +24,12 @@ def cut(variant='digits', arms=ARMS, **changes):
     c = main.load_config(f'{CONFIG}:{variant}')
     c.seeds = (0,)
     c.outliers.source.count = c.outliers.count = 40
-    c.backbone.base = 4
+    c.parallel.num_devices = 1
     c.pretraining.update(steps=30, batch_size=32, log_every=10)
     c.detector.update(steps=4, batch_size=16, log_every=2)
     c.report.update(draws=20, gallery=8, tsne=False)
     with c.unlocked():
+        c.backbone = dict(name='cnn', widths=(4, 8))
         c.arms = {arm: c.arms[arm] for arm in arms}
         for path, value in changes.items():
             section, _, key = path.rpartition('__')
@@ -118,10 +119,14 @@ def test_bad_settings(tmp_path, changes, message):
     assert not (tmp_path / 'artefacts').exists()
 
 
-def test_weights_of_other_classes(tmp_path):
+def test_weights_of_other_classes_or_without_a_look(tmp_path):
     path, *_ = tiny.weights(tmp_path / 'net', num_classes=4)
-    config = cut(arms=('doe',), weights=path, detector__init='weights')
+    config = cut(arms=('doe',), weights=path, detector__init='weights', backbone=tiny.BACKBONE)
     with pytest.raises(UserError, match='classifies 4 classes, the ID set has 7'):
+        main.execute(config, str(tmp_path / 'run'))
+    with config.unlocked():
+        config.preprocessing.mean = None
+    with pytest.raises(UserError, match=r'preprocessing\.mean is not set.*images with \(0\.3,\)'):
         main.execute(config, str(tmp_path / 'run'))
 
 
