@@ -44,7 +44,10 @@ ENVIRONMENT = {  # of each flag, as launchers of JAX programs set it
     'process_id': 'JAX_PROCESS_ID',
 }
 CLUSTERS = {'SLURM_PROCID': 'SLURM_NTASKS', 'OMPI_COMM_WORLD_RANK': 'OMPI_COMM_WORLD_SIZE'}
-LOST = ('gloo', 'connection', 'coordination', 'heartbeat', 'peer', 'unavailable', 'barrier')
+LOST = (  # in what JAX says when a host is gone
+    *('gloo', 'nccl', 'connection reset', 'connection closed', 'socket closed', 'coordination'),
+    *('heartbeat', 'barrier', 'unavailable:', 'deadline_exceeded'),
+)
 
 _index, _count = 0, 1  # of this process, and of all, once they have met
 
@@ -231,7 +234,7 @@ def noticing():
     """Makes an error that the end of another host has caused a `UserError` that says so."""
     try:
         yield
-    except RuntimeError as e:  # JAX's are of this kind
+    except (RuntimeError, ValueError) as e:  # what JAX raises, as it happens
         text = str(e)
         if _count == 1 or not any(word in text.lower() for word in LOST):
             raise
