@@ -24,7 +24,9 @@ The package from the top down; nothing imports what stands above it (tests/test_
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
     neighbours clustering frechet
                               the nearest in a bank; clusters against classes; distance of features
-    errors console machine    what the user can mend; what a run says; what it runs on
+    errors console machine hosts
+                              what the user can mend; what a run says; what it runs on; several hosts
+                              as one
 
 Four systems are built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.
 Adding a score, loss, backbone, strategy, training method or data source is one function and one

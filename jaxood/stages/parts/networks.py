@@ -101,7 +101,6 @@ class Network:
             with artefacts.lock(artefact.folder):
                 if artefact.done is None:
                     self._compute(artefact, examples, what)
-        (artefact / 'shards').rmtree(missing_ok=True)  # a kill may have left them
         return load_features(artefact)
 
     def outputs(self, examples: Examples) -> dict[str, np.ndarray]:
