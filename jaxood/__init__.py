@@ -25,8 +25,8 @@ The package from the top down; nothing imports what stands above it (tests/test_
     neighbours clustering frechet
                               the nearest in a bank; clusters against classes; distance of features
     errors console machine hosts
-                              what the user can mend; what a run says; what it runs on; several hosts
-                              as one
+                              what the user can mend; what a run says; what it runs on; several
+                              hosts that act as one
 
 Four systems are built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.
 Adding a score, loss, backbone, strategy, training method or data source is one function and one
