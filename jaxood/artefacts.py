@@ -10,6 +10,7 @@ it wrote is visible to each; what is there already, the first decides.
 """
 
 import contextlib
+import importlib.util
 import io
 import itertools
 import json
@@ -21,9 +22,10 @@ import numpy as np
 from etils import epath
 
 from jaxood import hosts
-from jaxood.errors import UserError
+from jaxood.errors import UserError, unknown
 
 DONE = 'done.json'
+STORES = {'gs': 'gcsfs', 's3': 's3fs'}  # of objects, and what reads and writes them
 
 
 class Artefact:
@@ -74,9 +76,22 @@ class Store:
 
 
 def place(path: str | os.PathLike) -> epath.Path:
-    """A folder as the user names it: `~` expanded, and absolute, which Orbax asks for."""
+    """A folder as the user names it: `~` expanded, and absolute, which Orbax asks for.
+
+    Raises:
+        UserError: a store of another kind than `STORES`, or one whose package is not installed.
+    """
     path = os.fspath(path)
-    return epath.Path(path if '://' in path else os.path.abspath(os.path.expanduser(path)))
+    scheme, store, _ = path.partition('://')
+    if not store:
+        return epath.Path(os.path.abspath(os.path.expanduser(path)))
+    if scheme not in STORES:
+        raise UserError(unknown(f'{path}: the store {scheme!r}', scheme, STORES))
+    if importlib.util.find_spec(STORES[scheme]) is None:
+        raise UserError(
+            f"{path}: reaching it needs {STORES[scheme]}: pip install 'jaxood[{scheme}]'."
+        )
+    return epath.Path(path)
 
 
 def exists(path: epath.Path) -> bool:

@@ -100,3 +100,13 @@ def test_the_owners_death_frees_the_folder(folder):
         owner.send_signal(signal.SIGKILL)
     with artefacts.lock(folder):
         assert (folder / '.lock').read_text() == f'process {os.getpid()}'
+
+
+@pytest.mark.parametrize(
+    ('path', 'says'),
+    [('gs://bucket/run', r"pip install 'jaxood\[gs\]'"), ('hdfs://host/run', "'hdfs' .* gs, s3")],
+)
+def test_a_store_that_cannot_be_reached_says_what_is_missing(path, says, monkeypatch):
+    monkeypatch.setattr(artefacts.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=says):
+        artefacts.place(path)
