@@ -1,8 +1,13 @@
-"""Saving and restoring train states and weights, by Orbax, which has all hosts save together."""
+"""Saving and restoring train states and weights, by Orbax, which has all hosts save together.
+
+Orbax writes to local and mounted folders and to gs://. What is meant for another store of objects
+it writes to a local folder, whose files are then copied there.
+"""
 
 import contextlib
 import os
 import re
+import tempfile
 from typing import Any
 
 import absl.logging
@@ -10,6 +15,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxood import hosts
+from jaxood.errors import UserError
 from jaxood.train.state import TrainState
 
 
@@ -18,13 +25,18 @@ class Checkpoints:
     a kill leaves the one before. A state is copied at once and written while training goes on."""
 
     def __init__(self, folder: epath.Path):
+        self.staged = None if _by_orbax(folder) else Staged(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=True)
         self.folder = folder
-        self.manager = ocp.CheckpointManager(folder, options=options)
+        place = folder if self.staged is None else self.staged.place
+        self.manager = ocp.CheckpointManager(place, options=options)
 
     def save(self, step: int, state: TrainState) -> None:
         with _writing(self.folder, state):
             self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+            if self.staged is not None:
+                self.manager.wait_until_finished()
+                self.staged.send(str(step))
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The latest state, placed as `like` is (also on another number of devices), or None."""
@@ -39,10 +51,53 @@ class Checkpoints:
         with _mending(self.folder):
             self.manager.wait_until_finished()
         self.manager.close()
+        if self.staged is not None:
+            self.staged.close()
+
+
+class Staged:
+    """A local folder whose finished parts are copied to a store of objects, and come from there.
+
+    A part counts when the file that is named after it is there, which is written last.
+
+    Raises:
+        UserError: several hosts, which do not see each other's local folders.
+    """
+
+    def __init__(self, folder: epath.Path):
+        if hosts.count() > 1:
+            raise UserError(
+                f'{folder}: several hosts save together on gs:// or a mounted folder only. Choose '
+                'such a --workdir, or one host.'
+            )
+        self.folder = folder
+        self.local = tempfile.TemporaryDirectory(prefix='jaxood-')
+        self.place = epath.Path(self.local.name)
+        for mark in folder.glob('*.complete') if folder.exists() else ():
+            part = mark.name.removesuffix('.complete')
+            _copy(folder / part, self.place / part)
+
+    def send(self, part: str) -> None:
+        """Copies a part to the store, and removes the others from there."""
+        before = [*self.folder.glob('*.complete')]
+        _copy(self.place / part, self.folder / part)
+        (self.folder / f'{part}.complete').write_text('')
+        for mark in before:
+            if mark.name != f'{part}.complete':
+                mark.unlink()
+                (self.folder / mark.name.removesuffix('.complete')).rmtree()
+
+    def close(self) -> None:
+        self.local.cleanup()
 
 
 def save_weights(folder: epath.Path, weights: Any) -> None:
     """Writes a pytree of dicts of arrays, e.g. `{'params': ..., 'batch_stats': ...}`."""
+    if not _by_orbax(folder):
+        with tempfile.TemporaryDirectory(prefix='jaxood-') as local:
+            save_weights(epath.Path(local) / folder.name, weights)
+            _copy(epath.Path(local) / folder.name, folder)
+        return
     with _writing(folder.parent, weights), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, weights, force=True)
         checkpointer.wait_until_finished()
@@ -50,6 +105,10 @@ def save_weights(folder: epath.Path, weights: Any) -> None:
 
 def load_weights(folder: epath.Path) -> Any:
     """Reads what `save_weights` wrote, as host arrays of one copy, on any number of devices."""
+    if not _by_orbax(folder):
+        with tempfile.TemporaryDirectory(prefix='jaxood-') as local:
+            _copy(folder, epath.Path(local) / folder.name)
+            return load_weights(epath.Path(local) / folder.name)
     with ocp.StandardCheckpointer() as checkpointer:
         shapes = checkpointer.metadata(folder).item_metadata.tree
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -57,6 +116,22 @@ def load_weights(folder: epath.Path) -> Any:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
         )
         return checkpointer.restore(folder, target)
+
+
+def _by_orbax(folder):
+    """Whether Orbax can write there itself."""
+    scheme, store, _ = os.fspath(folder).partition('://')
+    return not store or scheme == 'gs'
+
+
+def _copy(source, target):
+    """Copies a folder with all that is in it."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            (target / path.name).write_bytes(path.read_bytes())
 
 
 @contextlib.contextmanager
