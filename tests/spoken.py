@@ -32,6 +32,11 @@ synset\tlexname\tmembers\thypernyms\tkind
 10\tartifact\theavier-than-air craft\t\tc
 11\tartifact\tkite\t10\tc
 12\tanimal\tlawn mower|Fido\t3\ti
+13\tartifact\tdevice\t\tc
+14\tartifact\tbicycle|bike\t13\tc
+15\tartifact\tballoon\t13\tc
+16\tanimal\tcamel\t1\tc
+17\tartifact\ttable\t13\tc
 """
 SIZES = dict(width=8, layers=1, heads=2, projection=6)
 

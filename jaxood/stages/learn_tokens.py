@@ -272,9 +272,9 @@ def loss_fn(params, extra, data, batch, key, step, *, networks):
     else:
         q = jax.tree.map(lambda x: x[batch['row']], data['latents'])
     z_0 = draw(q, keys, scale=networks.vae.scale)
-    pick = lambda k, choices: choices[jax.random.randint(k, (), 0, len(choices))]
-    ids = jax.vmap(pick)(keys('template'), data['ids'][batch['slot']])
-    context = pipeline.encode_prompts(networks, data['params'], ids, params['vectors'])
+    templates = data['ids'].shape[1]
+    which = jax.vmap(lambda k: jax.random.randint(k, (), 0, templates))(keys('template'))
+    context = contexts(networks, data, params['vectors'], batch['slot'], which)
     alpha_bar = networks.schedule.alpha_bar
     t, eps = process.draw_noise(keys('noise'), z_0.shape[1:], len(alpha_bar) - 1)
     network = lambda x, t: networks.unet.apply(data['params']['unet'], x, t, context)
@@ -282,6 +282,16 @@ def loss_fn(params, extra, data, batch, key, step, *, networks):
     rows = process.loss(network, z_0, t, eps, alpha_bar=alpha_bar, prediction=prediction)
     loss = jnp.mean(rows)
     return len(params['vectors']) * loss, (extra, {'loss': loss})
+
+
+def contexts(networks, data, vectors, slot, which):
+    """T_seq(prompt(s_y)) of each row, float32[B, N, D]: template `which` with vector `slot`."""
+    encode = lambda ids: pipeline.encode_prompts(networks, data['params'], ids, vectors)
+    ids = data['ids']
+    if ids.shape[0] * ids.shape[1] > len(slot):
+        return encode(ids[slot, which])
+    hidden = encode(ids.reshape(-1, ids.shape[-1]))  # fewer prompts than rows: each once
+    return hidden.reshape(*ids.shape[:2], *hidden.shape[1:])[slot, which]
 
 
 def draw(q, keys, *, scale):

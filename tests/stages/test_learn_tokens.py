@@ -127,6 +127,17 @@ def test_a_vector_sees_the_rows_of_its_class_alone(sd, gradient):
     np.testing.assert_allclose(own[0] / 2.0, both[0], rtol=1e-4, atol=1e-6)
 
 
+def test_a_prompt_is_encoded_once_or_for_each_row_alike(sd):
+    _, ids = learn_tokens.prompts(sd.tokenizer, 2, learn_tokens.TEMPLATES['objects'][:3])
+    vectors = np.random.RandomState(0).standard_normal((2, 8)).astype(np.float32)
+    slot, which = np.array([0, 1, 1, 0, 1, 0, 1]), np.array([2, 0, 1, 1, 2, 0, 0])
+    data = {'params': sd.params, 'ids': jnp.asarray(ids)}
+    few = learn_tokens.contexts(sd.networks, data, vectors, slot[:4], which[:4])
+    many = learn_tokens.contexts(sd.networks, data, vectors, slot, which)
+    np.testing.assert_allclose(few, many[:4], atol=1e-5)
+    assert np.abs(many[1] - many[2]).max() > 1e-3
+
+
 def test_killed_it_ends_with_the_same_bits(workdir, tmp_path, monkeypatch):
     save = loop.Checkpoints.save
 

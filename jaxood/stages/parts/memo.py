@@ -27,7 +27,7 @@ def rows(
             if artefact.done is None:
                 facts = fill(artefact, count, chunks, what, shard)
                 artefact.finish(rows=count, **facts)
-                (artefact / 'shards').rmtree()
+    (artefact / 'shards').rmtree(missing_ok=True)  # a kill may have left them
     return {name: artefacts.load_rows(artefact / f'{name}.npy') for name in artefact.done['arrays']}
 
 
