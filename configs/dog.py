@@ -91,7 +91,7 @@ def get_config(variant: str = 'digits'):
     c.report = dict(
         title=f'DOG, {name}',
         arm='dog',
-        score='ash_s_validated',
+        score='energy' if name == 'digits' else 'ash_s_validated',  # 32 units are few to prune
         judge='none',
         extractor=config_dict.placeholder(str),  # Inception's weights make it FID
         draws=200,
@@ -153,7 +153,7 @@ def digits(c):
     c.backbone = dict(name='wrn', depth=10, width=1, base=8, dropout=0.0)
     look = dict(batch_size=64, crop=1, flip=False, noise=0.5)
     c.pretraining = pretraining(steps=600, learning_rate=0.03, **look)
-    c.detector = fine_tuning(steps=200, learning_rate=0.01, warmup=100, outlier_ratio=1.0, **look)
+    c.detector = fine_tuning(steps=130, learning_rate=1e-3, warmup=65, outlier_ratio=1.0, **look)
 
 
 # ---- CIFAR and ImageNet -----------------------------------------------------------------------

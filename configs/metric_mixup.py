@@ -220,6 +220,7 @@ def diffusion(schedule, *, steps, batch_size, learning_rate):
         flip=False,
         steps=steps,
         batch_size=batch_size,
+        accumulate=config_dict.placeholder(int),
         optimizer=dict(
             name='adam',
             learning_rate=learning_rate,
@@ -253,6 +254,7 @@ def detector(*, steps, batch_size, learning_rate, crop, flip, noise):
         outlier_ratio=1.0,
         steps=steps,
         batch_size=batch_size,
+        accumulate=config_dict.placeholder(int),
         crop=crop,
         flip=flip,
         noise=noise,

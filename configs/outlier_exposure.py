@@ -157,6 +157,7 @@ def training(name, *, steps, batch_size, **look):
             name=name,
             steps=steps,
             batch_size=batch_size,
+            accumulate=config_dict.placeholder(int),
             log_every=100,
             checkpoint_every=1000,
             **look,

@@ -113,6 +113,8 @@ def test_index_says_which_image_each_outlier_is(finished):
         (dict(detector__sign='plus'), r"config\.detector: sign 'plus' is not known"),
         (dict(detector__name='doe_joint'), r"config\.detector\.name='doe_joint' is not known"),
         (dict(detector__warmup=-3), r'config\.detector: warmup=-3 steps'),
+        (dict(detector__accumulate=0), r'config\.detector\.accumulate=0 must be a whole number'),
+        (dict(detector__accumulate=3), r'32 rows cannot be split over 1 devices and 3 parts'),
         (dict(outliers__count=41), r'outliers\.source has 40 images, but config\.outliers\.count='),
         (dict(outliers__source=None), r'config\.outliers\.source names none'),
         (dict(pretraining__name='oe'), r"config\.pretraining\.name='oe': this training sees ID"),

@@ -363,6 +363,12 @@ def parts(section) -> int:
     return section.get('accumulate') or 1
 
 
+def check_parts(section, where: str) -> None:
+    """Raises ConfigError unless `accumulate` is unset or a whole number."""
+    if section.get('accumulate') is not None:
+        configs.whole(section, where, 'accumulate')
+
+
 def check_batch(batch_size: int, count: int, devices: Devices, where: str, parts: int = 1) -> None:
     """Raises ConfigError unless `count` images fill a batch whose parts the devices can share."""
     if batch_size > count:

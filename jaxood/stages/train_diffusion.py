@@ -50,7 +50,7 @@ def check(config) -> None:
     configs.require(config, 'generator', 'diffusion', *drawn)
     c, where = config.diffusion, 'config.diffusion'
     configs.whole(c, where, 'steps', 'batch_size', 'log_every', 'checkpoint_every')
-    configs.whole({'accumulate': common.parts(c)}, where, 'accumulate')
+    common.check_parts(c, where)
     configs.within(c, where, 'label_dropout', 0.0, 1.0)
     configs.within(c, where, 'ema_decay', 0.0, 1.0)
     configs.true_or_false(c, where, 'flip')

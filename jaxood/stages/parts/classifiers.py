@@ -39,7 +39,7 @@ def check(config, section, where: str) -> None:
     configs.within(section, where, 'noise', 0.0, np.inf)
     configs.true_or_false(section, where, 'flip')
     configs.whole({'frozen': section.get('frozen') or 0}, where, 'frozen', minimum=0)
-    configs.whole({'accumulate': common.parts(section)}, where, 'accumulate')
+    common.check_parts(section, where)
     configs.build(
         state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer', steps=section['steps']
     )
