@@ -243,6 +243,7 @@ def fit(context: Context, part: str, initial, loss_fn, frozen=None):
         folder=folder,
         what=f'{part} {context.what}',
         images_per_step=training.batch_size,
+        where=f'{where}.batch_size',
         log_every=training.log_every,
         checkpoint_every=training.checkpoint_every,
     )
