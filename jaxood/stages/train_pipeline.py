@@ -146,6 +146,12 @@ def describe(config, data) -> dict[str, dict]:
 
 
 def run(context: Context) -> dict:
+    if '://' in str(context.artefact.folder):
+        raise UserError(
+            f'{context.artefact.folder}: a Stable Diffusion is trained into a folder that other '
+            'programs read as files. Give a --workdir on a disk, one that all hosts share, and '
+            'copy it afterwards.'
+        )
     context = dataclasses.replace(context, data=own_data(context.config))
     config, data = context.config, context.data
     described, words = describe(config, data), tokenizer.learn(texts(config, data))
