@@ -20,7 +20,7 @@ from jaxood import artefacts, console, hosts
 from jaxood import config as configs
 from jaxood.data import augment, captions
 from jaxood.diffusion import PREDICTIONS, process
-from jaxood.errors import ConfigError, unknown
+from jaxood.errors import ConfigError, UserError, unknown
 from jaxood.losses import contrastive
 from jaxood.models.clip import tokenizer, vision
 from jaxood.models.components import COMPONENTS
