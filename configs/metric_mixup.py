@@ -102,6 +102,7 @@ def get_config(variant: str = 'digits'):
     c.stages = ('train_diffusion', 'synthesise', 'train_detector', 'score', 'report')
     c.artefacts_dir = config_dict.placeholder(str)
     c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+    c.parallel.shard_state = False  # split large states over the devices
     c.data = dict(
         root=config_dict.placeholder(str),
         on_error='stop',

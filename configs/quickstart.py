@@ -77,6 +77,7 @@ def digits():
     )
     c.artefacts_dir = config_dict.placeholder(str)
     c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+    c.parallel.shard_state = False  # split large states over the devices
 
     c.data = dict(
         root=config_dict.placeholder(str),

@@ -94,6 +94,7 @@ def get_config(variant: str = 'digits'):
     )
     c.artefacts_dir = config_dict.placeholder(str)
     c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+    c.parallel.shard_state = False  # split large states over the devices
     c.weights = config_dict.placeholder(str)
     c.data = dict(
         root=config_dict.placeholder(str),

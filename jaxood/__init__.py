@@ -22,11 +22,11 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               diffusers and transformers: stable_diffusion/, clip/); losses; OOD
                               scores; sources, splits, batches, vocabularies; the one training loop
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
+    memory                    what programs take of a device, and what would fit
     neighbours clustering frechet
                               the nearest in a bank; clusters against classes; distance of features
-    errors console machine hosts
-                              what the user can mend; what a run says; what it runs on; several
-                              hosts that act as one
+    hosts                     several hosts that act as one: meeting, agreeing, losing one another
+    errors console machine    what the user can mend; what a run says; what it runs on
 
 Four systems are built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.
 Adding a score, loss, backbone, strategy, training method or data source is one function and one

@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     'dtype': (),
     'stages': (),
     'artefacts_dir': (),
-    'parallel': ('mode', 'num_devices', 'inference_batch'),
+    'parallel': ('mode', 'num_devices', 'inference_batch', 'shard_state'),
     'data': (
         *('root', 'on_error', 'memory_limit', 'device_limit'),
         *('size', 'resize', 'interpolation', 'channels'),
@@ -100,8 +100,8 @@ UNNAMED = (  # these name no entry
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
 OPTIONAL = frozenset(
     (
-        *('artefacts_dir', 'num_devices', 'outlier_ratio', 'source', 'count', 'per_image'),
-        *('max_candidates', 'accumulate'),
+        *('artefacts_dir', 'num_devices', 'shard_state', 'accumulate', 'outlier_ratio'),
+        *('source', 'count', 'per_image', 'max_candidates'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
         *('labels', 'names', 'names_file', 'mean', 'std', 'matched', 'at', 'last', 'init'),

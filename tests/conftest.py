@@ -46,6 +46,25 @@ def compiled(_listening):
     return _programs
 
 
+@pytest.fixture
+def bucket():
+    """An object store: `s3://` paths that end in this process's memory."""
+    import fsspec
+    from etils import epath
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Bucket(MemoryFileSystem):
+        protocol = ('s3',)
+        store, pseudo_dirs = {}, ['']
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.removeprefix('s3://'))
+
+    fsspec.register_implementation('s3', Bucket, clobber=True)
+    return epath.Path('s3://bucket/run')
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """With JAXOOD_NO_SKIPS set, as where the real data is at hand, a skip is a failure."""

@@ -28,7 +28,7 @@ HELD_OUT = 'held_out'  # the near-OOD set of classes left out of the ID set
 TRAIN, TEST, VALIDATION, TUNING = 'train', 'test', 'validation', 'validation_ood'
 NAMED = (TRAIN, TEST, VALIDATION, TUNING, HELD_OUT)  # which no OOD test set may be called
 GROUPS = ('near', 'far')
-LAYOUT = ('log_every', 'checkpoint_every')  # keys that no result depends on
+LAYOUT = ('log_every', 'checkpoint_every', 'remat')  # keys that no result depends on
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -151,6 +151,8 @@ def check(config) -> None:
     """
     c, data = config.parallel, config.data
     configs.whole(c, 'config.parallel', 'inference_batch')
+    if c.get('shard_state') is not None:
+        configs.true_or_false(c, 'config.parallel', 'shard_state')
     if c.get('num_devices') is not None:
         configs.whole(c, 'config.parallel', 'num_devices')
     configs.whole(data, 'config.data', 'device_limit', minimum=0)

@@ -243,6 +243,7 @@ def invert(context, sd, step, tx, shared, latents, labels, numbers, start):
         folder=context.artefact / f'classes-{numbers[0]:04d}',
         what=f'{context.what} {numbers[0]}-{numbers[-1]}',
         images_per_step=len(numbers) * c.batch_size,
+        where=f'{WHERE}.batch_size',
         log_every=c.log_every,
         checkpoint_every=c.checkpoint_every,
     )

@@ -125,6 +125,7 @@ def run(context: Context) -> dict:
         folder=context.artefact.folder,
         what=context.what,
         images_per_step=c.batch_size,
+        where='config.diffusion.batch_size',
         log_every=c.log_every,
         checkpoint_every=c.checkpoint_every,
     )

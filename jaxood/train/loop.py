@@ -1,5 +1,6 @@
 """The training loop: there is one."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxood import console, hosts
+from jaxood import console, hosts, memory
 from jaxood.errors import UserError
-from jaxood.parallel import Devices, fetch
+from jaxood.parallel import Devices, Probed, fetch, probe
 from jaxood.train.checkpoint import Checkpoints
 from jaxood.train.state import TrainState, ema_decay
 
@@ -123,6 +124,7 @@ def fit(
     folder,
     what: str,
     images_per_step: int,
+    where: str = 'batch_size',
     log_every: int = 50,
     checkpoint_every: int = 1000,
 ) -> tuple[TrainState, dict[str, float]]:
@@ -134,6 +136,7 @@ def fit(
         data: replicated arrays or None.
         feed: `feed(n)` iterates over the batches from number n on.
         folder: keeps `checkpoints/` while training, and `log.jsonl`.
+        where: the setting that asks for the rows of a step.
 
     Returns:
         The final state, on the host, and facts: seconds, images_per_s (compilation and
@@ -141,25 +144,34 @@ def fit(
 
     Raises:
         UserError: a metric is not finite; the message names the steps, and no such state is saved.
+            A device is full; it says how many rows would fit.
+        Probed: with `devices.probe`, after two steps.
     """
     checkpoints = Checkpoints(folder / 'checkpoints')
     log = console.Log(folder / 'log.jsonl')
-    state = devices.replicate(state)
+    state = devices.place_state(state)
     restored = checkpoints.restore(devices.unreplicate(state))
     if restored is not None:
-        state = devices.replicate(restored)
+        state = devices.place_state(restored)
     first = int(devices.unreplicate(state).step)
     key = devices.replicate(key) if devices.mode == 'jit' else key
     progress = console.Progress(what, steps, start=first)
     batches = feed(first)
+    if devices.probe:
+        facts = _try(step, state, data, devices.shard(next(batches)), key)
+        raise Probed(images=images_per_step, steps=steps - first, **facts)
     pending, last = [], {}
     seconds, timed, mark = 0.0, 0, None
     try:
         for done in range(first + 1, steps + 1):
-            state, metrics = step(state, data, devices.shard(next(batches)), key)
+            batch = devices.shard(next(batches))
+            ask = functools.partial(memory.need, step, state, data, batch, key)
+            with memory.watched(what, where, _rows(batch, devices), devices.count, ask):
+                state, metrics = step(state, data, batch, key)
+                if done == first + 1:
+                    jax.block_until_ready(metrics)
             pending.append(metrics)
             if done == first + 1:  # compiles; the clock starts after it
-                jax.block_until_ready(metrics)
                 mark = time.monotonic()
                 progress.compiled(done)
             saves = done % checkpoint_every == 0 and done < steps
@@ -182,6 +194,25 @@ def fit(
     facts = {'images_per_s': round(speed, 1), **last} if last else {}
     progress.close(**{k: facts[k] for k in ('loss', 'images_per_s') if k in facts})
     return fetch(devices.unreplicate(state)), facts
+
+
+def _rows(batch, devices):
+    """Of a placed batch; under pmap each device has its own axis."""
+    shape = jax.tree.leaves(batch)[0].shape
+    return shape[0] if devices.mode == 'jit' else shape[0] * shape[1]
+
+
+def _try(step, *arguments):
+    """What a step takes, by two of them."""
+    state, *others = arguments
+    ask = functools.partial(memory.need, step, *arguments)
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, *others)
+        return metrics
+
+    return probe(call, ask)
 
 
 def _means(metrics, done, what):

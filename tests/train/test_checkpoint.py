@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from jaxood import parallel
+from jaxood.errors import UserError
 from jaxood.train import checkpoint, state
 
 
@@ -144,3 +145,25 @@ def test_orbaxs_error_of_a_full_disk_is_the_systems(folder, monkeypatch):
     monkeypatch.setattr(saving.manager, 'save', defect)
     with pytest.raises(ValueError, match='another kind'):
         saving.save(1, trained(1))
+
+
+def test_an_object_store_holds_the_latest_state_and_weights(bucket):
+    for steps in (2, 3):
+        checkpoints = checkpoint.Checkpoints(bucket / 'checkpoints')
+        checkpoints.save(steps, trained(steps))
+        checkpoints.close()
+    there = sorted(path.name for path in (bucket / 'checkpoints').iterdir())
+    assert there == ['3', '3.complete']
+    checkpoints = checkpoint.Checkpoints(bucket / 'checkpoints')
+    back = checkpoints.restore(trained(1))
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, back, trained(3))
+    checkpoint.save_weights(bucket / 'weights', trained().params)
+    weights = checkpoint.load_weights(bucket / 'weights')
+    jax.tree.map(np.testing.assert_array_equal, weights, trained().params)
+
+
+def test_several_hosts_do_not_save_in_a_store_that_orbax_does_not_reach(bucket, monkeypatch):
+    monkeypatch.setattr(checkpoint.hosts, 'count', lambda: 2)
+    with pytest.raises(UserError, match='gs:// or a mounted folder'):
+        checkpoint.Checkpoints(bucket / 'checkpoints')

@@ -154,6 +154,7 @@ def fit(
         folder=folder,
         what=what,
         images_per_step=batch_size + num_outliers,
+        where=f'{where}.batch_size',
         log_every=section['log_every'],
         checkpoint_every=section['checkpoint_every'],
     )
