@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from jaxood.errors import UserError
 
@@ -33,10 +32,12 @@ def agreement(clusters: np.ndarray, labels: np.ndarray, match: np.ndarray) -> di
     Normalised mutual information (arithmetic mean of the entropies) and the adjusted Rand index are
     scikit-learn's; 0 is chance for the latter.
     """
+    from sklearn import metrics  # noqa: PLC0415 - takes a second
+
     return {
         'accuracy': float(np.mean(match[clusters] == labels)),
-        'nmi': float(normalized_mutual_info_score(labels, clusters)),
-        'ari': float(adjusted_rand_score(labels, clusters)),
+        'nmi': float(metrics.normalized_mutual_info_score(labels, clusters)),
+        'ari': float(metrics.adjusted_rand_score(labels, clusters)),
     }
 
 

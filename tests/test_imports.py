@@ -73,3 +73,10 @@ def test_commands_parse_before_they_import_anything_heavy(module):
     code = f'import {module}, sys; print([m for m in ("jax", "flax", "numpy") if m in sys.modules])'
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == '[]'
+
+
+def test_programs_start_without_scikit_learn():
+    """It takes a second and a half to import, and few runs need it."""
+    code = 'import jaxood.deployed, sys; print("sklearn" in sys.modules)'
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == 'False'

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from jaxood.models import Classifier, pretrained
 from jaxood.models.backbones.wrn import WRN
 from jaxood.models.heads import Linear
+from jaxood.models.initial import compile_init
 from jaxood.models.layouts import Preprocessing
 
 BACKBONE = {'name': 'wrn', 'depth': 10, 'width': 1, 'base': 4}
@@ -71,8 +72,8 @@ def weights(folder, num_classes=7, look=LOOK, seed=0):
     """A converted folder with an untrained network of 8 x 8 grey images."""
     model = Classifier(backbone=WRN(depth=10, width=1, base=4), head=Linear(num_classes))
     shape = (1, look.size, look.size, 1)
-    variables = model.init(jax.random.key(seed), np.zeros(shape), train=False)
-    variables = jax.tree.map(np.asarray, variables)
+    init = compile_init(lambda key: model.init(key, np.zeros(shape), train=False))
+    variables = jax.device_get(init(jax.random.key(seed)))
     digest = pretrained._digest(BACKBONE, flatten_dict(variables, sep='/'))
     found = pretrained.Pretrained(
         *(BACKBONE, {'name': 'linear'}, num_classes, look, variables, 'a test', digest)

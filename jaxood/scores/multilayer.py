@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import PowerTransformer, StandardScaler
 
 from jaxood.errors import UserError
 from jaxood.scores import distance, gaussian
@@ -34,6 +32,9 @@ def fit_mds_ensemble(bank, head, *, epsilon: float = 0.0, ridge: float = 1e-6) -
             .0014, .002, .005, .01. With 0 no gradient is taken.
         ridge: as for `mds`.
     """
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - takes a second
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+
     gaussian.check_labels(bank)
     moments, at = None, 0
     for means in bank['map'](lambda outputs, head: _pooled(outputs['maps'])):
@@ -127,6 +128,8 @@ def fit_combood(bank, head, *, k: int = 50, ridge: float = 1.0) -> Combined:
         k: which neighbour (50 in the official code).
         ridge: added to the covariance, whose diagonal is 1 (official code).
     """
+    from sklearn.preprocessing import PowerTransformer, StandardScaler  # noqa: PLC0415
+
     if ridge < 0:
         raise UserError(f'ridge={ridge} must not be negative (1 in the official code).')
     neighbours = distance.fit_knn(bank, head, k=k)

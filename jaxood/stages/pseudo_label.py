@@ -8,7 +8,6 @@ of each of `PARTS`.
 from collections.abc import Mapping
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from jaxood import artefacts, clustering, console
 from jaxood import config as configs
@@ -70,6 +69,8 @@ def kmeans(context: Context, *, classes: int, weights: str | None = None, restar
             taken if this is not set; 'pixels' for the images themselves.
         restarts: the best of so many.
     """
+    from sklearn.cluster import KMeans  # noqa: PLC0415 - takes a second
+
     found = _pretrained(context.config, weights)
     if found is None:
         features = {k: _pixels(examples) for k, examples in _parts(context.data).items()}
