@@ -18,7 +18,8 @@ from jaxood.errors import UserError
 from jaxood.models import Classifier
 from jaxood.models.backbones import CNN
 from jaxood.models.heads import Linear
-from jaxood.stages import common, synthesise
+from jaxood.stages import common
+from jaxood.stages.parts import candidates
 from jaxood.train import checkpoint
 
 CONFIG = 'configs/outlier_exposure.py'
@@ -97,8 +98,8 @@ def test_the_network_as_it_begins_is_a_classifier_with_an_accuracy(finished):
 def test_index_says_which_image_each_outlier_is(finished):
     folder = place(finished, 'doe', 'synthesise')
     index = [json.loads(line) for line in (folder / 'index.jsonl').read_text().splitlines()]
-    made = artefacts.load(folder / 'outliers.npz')['images']
-    given = synthesise.given(config_of('doe')).images
+    made = artefacts.load_table(folder / 'outliers')['images']
+    given = candidates.given(config_of('doe')).images
     order = [line['of_given'] for line in index]
     assert sorted(order) == list(range(40)) != order
     np.testing.assert_array_equal(made, given[order])

@@ -13,7 +13,7 @@ from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, grid, page, published, results, tables, terminal
 from jaxood.stages import common, score, synthesise, words
 from jaxood.stages.common import Context
-from jaxood.stages.parts import restorers, scorers
+from jaxood.stages.parts import candidates, restorers, scorers
 from jaxood.stages.sections import SECTIONS
 
 VERSION = 6
@@ -32,7 +32,7 @@ def inputs(config) -> tuple[str, ...]:
     made = ()
     if 'synthesise' in config.stages and synthesise.applies(config):
         made = synthesise.inputs(config)
-        made += words.inputs(config) if synthesise.reads_words(config) else ()
+        made += words.inputs(config) if candidates.reads_words(config) else ()
     pixels = tuple(s for s in ('reconstruct_pixels',) if s in config.stages)
     return ('score', *score.inputs(config), *made, *pixels)
 
@@ -205,9 +205,9 @@ def describe_outliers(config) -> str:
     made = outliers.pop('name')
     if made == 'none':
         return made
-    if outliers.pop('source', None) and synthesise.takes_given(config):
+    if outliers.pop('source', None) and candidates.takes_given(config):
         outliers = {'of': dataset_name(config.outliers.source)} | outliers
-    details = (f'{k}={v}' for k, v in outliers.items() if k not in synthesise.LAYOUT)
+    details = (f'{k}={v}' for k, v in outliers.items() if k not in candidates.LAYOUT)
     return f'{made} ({", ".join(details)}, filter {config.filter.name})'
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from jaxood import artefacts, experiment, main, metrics, parallel, predict
 from jaxood.errors import UserError
-from jaxood.stages import STAGES, common, synthesise
+from jaxood.stages import STAGES, common
+from jaxood.stages.parts import candidates
 
 
 @pytest.fixture(scope='module')
@@ -157,26 +158,26 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(finished, tmp_path):
     assert left == []
 
 
-def candidates(finished, mode, num_devices, batch):
+def made_rows(finished, mode, num_devices, batch):
     """The first 16 mixtures before rounding, on other devices or in other batches."""
     folder, config = finished
     run = next(r for r in experiment.check(config) if r.arm == 'diffusion')
     devices = parallel.setup(mode, num_devices)
     place = artefacts.Artefact('train_diffusion', '', epath.Path(made(folder, 'train_diffusion')))
-    rows, shared = synthesise.renderer(run.config, common.load_data(run.config), place)
+    rows, shared = candidates.renderer(run.config, common.load_data(run.config), place)
     compiled, shared = devices.compile_rows(rows), devices.replicate(shared)
     size = devices.batch_size(batch)
     numbers = np.arange(16, dtype=np.int32)
     chunks = (parallel.pad_rows(numbers[at : at + size], size) for at in range(0, 16, size))
-    made_rows = list(parallel.map_rows(devices, compiled, shared, chunks))
-    return np.concatenate([part['image'] for part in made_rows])
+    parts = list(parallel.map_rows(devices, compiled, shared, chunks))
+    return np.concatenate([part['image'] for part in parts])
 
 
 def test_candidates_do_not_depend_on_batch_devices_or_mode(finished):
-    expected = candidates(finished, 'jit', 1, 16)
+    expected = made_rows(finished, 'jit', 1, 16)
     assert np.ptp(expected) > 0.5
     for mode, num_devices, batch in [('jit', 1, 7), ('jit', 1, 64), ('jit', 8, 8), ('pmap', 8, 16)]:
-        got = candidates(finished, mode, num_devices, batch)
+        got = made_rows(finished, mode, num_devices, batch)
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 

@@ -6,6 +6,8 @@ memo         rows that are computed once, by shards, and kept
 restorers    a trained restorer over those features; its restorations are kept
 classifiers  the training of a classifier, for detectors and judges
 scan         the three trainings of SCAN
+candidates   makes candidates for outliers by their numbers, as the config's strategy does
+gates        lets candidates pass, by judges or by CLIP
 texts        the text-to-image generator that a config names, or that the run has trained
 scorers      scores fitted on a network's outputs, their settings chosen, their results kept
 """

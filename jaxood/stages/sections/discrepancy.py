@@ -20,7 +20,7 @@ from jaxood.models import heads
 from jaxood.report import figures, page, published, tables
 from jaxood.stages import score, synthesise
 from jaxood.stages.common import TEST, Context
-from jaxood.stages.parts import networks, scorers
+from jaxood.stages.parts import candidates, networks, scorers
 
 VERSION = 1  # of the images made of the test set
 NAME = 'sd_outliers'  # of that set, where resampling asks for a name
@@ -132,12 +132,12 @@ def test_edits(context: Context, run, asked: Asked) -> dict[str, Examples]:
     )
     if made.done is None:
         with artefacts.lock(made.folder):
-            rows, shared = synthesise.renderer(config, data, trained)
+            rows, shared = candidates.renderer(config, data, trained)
             rows = _apart_from_training(rows)
             numbers, size = np.arange(len(test), dtype=np.int32), context.num_rows()
             for name, share in (('discrepant', 0.0), ('same', 1.0)):
                 placed = context.devices.replicate(shared | {'same': np.float32(share)})
-                facts = synthesise.rendered(context.devices, rows, placed, numbers, size=size)
+                facts = candidates.rendered(context.devices, rows, placed, numbers, size=size)
                 artefacts.save(made / f'{name}.npz', images=facts['image'])
             made.finish(rows=len(test))
     load = lambda name: Examples(artefacts.load(made / f'{name}.npz')['images'])

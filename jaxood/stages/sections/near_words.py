@@ -6,8 +6,9 @@ import json
 
 from jaxood import artefacts, console
 from jaxood.report import figures, page, published, tables
-from jaxood.stages import score, synthesise
+from jaxood.stages import score
 from jaxood.stages.common import Context
+from jaxood.stages.parts import candidates
 
 WORDS = 'words'
 LISTED, PAINTED = 12, 48  # words of each kind that are listed for a class; images that are shown
@@ -16,7 +17,7 @@ HEADER = ('class', 'kept', 'too far from the images', 'would show an ID class')
 
 
 def applies(config) -> bool:
-    return WORDS in config.stages and synthesise.reads_words(config)
+    return WORDS in config.stages and candidates.reads_words(config)
 
 
 def check(config) -> None:
