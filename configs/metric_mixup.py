@@ -221,6 +221,7 @@ def diffusion(schedule, *, steps, batch_size, learning_rate):
         flip=False,
         steps=steps,
         batch_size=batch_size,
+        accumulate=config_dict.placeholder(int),
         optimizer=dict(
             name='adam',
             learning_rate=learning_rate,
@@ -254,6 +255,7 @@ def detector(*, steps, batch_size, learning_rate, crop, flip, noise):
         outlier_ratio=1.0,
         steps=steps,
         batch_size=batch_size,
+        accumulate=config_dict.placeholder(int),
         crop=crop,
         flip=flip,
         noise=noise,

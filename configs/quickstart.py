@@ -115,6 +115,7 @@ def digits():
         flip=False,
         steps=60,  # an early snapshot, see above
         batch_size=64,
+        accumulate=config_dict.placeholder(int),
         optimizer=dict(
             name='adam',
             learning_rate=1e-3,
@@ -163,6 +164,7 @@ def digits():
         outlier_ratio=1.0,
         steps=600,
         batch_size=64,
+        accumulate=config_dict.placeholder(int),
         crop=1,
         flip=False,
         noise=0.5,

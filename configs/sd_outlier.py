@@ -354,6 +354,7 @@ def diffusion(*, steps, batch_size, learning_rate):
             flip=False,
             steps=steps,
             batch_size=batch_size,
+            accumulate=config_dict.placeholder(int),
             optimizer=dict(
                 name='adam',
                 learning_rate=learning_rate,
@@ -379,6 +380,7 @@ def detector(*, steps, batch_size, optimizer, crop, flip, noise=0.0):
             outlier_ratio=1.0,
             steps=steps,
             batch_size=batch_size,
+            accumulate=config_dict.placeholder(int),
             crop=crop,
             flip=flip,
             noise=noise,

@@ -360,22 +360,34 @@ def check_labels(data: Data, stage: str) -> None:
         )
 
 
-def check_batch(batch_size: int, count: int, devices: Devices, where: str) -> None:
-    """Raises ConfigError unless `count` images fill a batch, and the devices can share it."""
+def parts(section) -> int:
+    """Into how many parts a training's batches are split: `accumulate`, 1 unless set."""
+    return section.get('accumulate') or 1
+
+
+def check_parts(section, where: str) -> None:
+    """Raises ConfigError unless `accumulate` is unset or a whole number."""
+    if section.get('accumulate') is not None:
+        configs.whole(section, where, 'accumulate')
+
+
+def check_batch(batch_size: int, count: int, devices: Devices, where: str, parts: int = 1) -> None:
+    """Raises ConfigError unless `count` images fill a batch whose parts the devices can share."""
     if batch_size > count:
         raise ConfigError(
             f'{where}={batch_size} is more than the {count} ID training images there are. Set it '
             f'to {count} or less.'
         )
-    check_split(batch_size, devices, f'{where}={batch_size}')
+    check_split(batch_size, devices, f'{where}={batch_size}', parts)
 
 
-def check_split(rows: int, devices: Devices, what: str) -> None:
-    """Raises ConfigError unless every device can have equally many rows."""
-    if rows % devices.count:
+def check_split(rows: int, devices: Devices, what: str, parts: int = 1) -> None:
+    """Raises ConfigError unless every device can have equally many rows of each part."""
+    if rows % (devices.count * parts):
+        each = '' if parts == 1 else f' and {parts} parts (accumulate)'
         raise ConfigError(
-            f'{what} rows cannot be split over {devices.count} devices. Make them a multiple of '
-            f'{devices.count}, or set config.parallel.num_devices.'
+            f'{what} rows cannot be split over {devices.count} devices{each}. Make them a multiple '
+            f'of {devices.count * parts}, or set config.parallel.num_devices.'
         )
 
 

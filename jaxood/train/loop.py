@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -16,7 +17,19 @@ from jaxood.train.checkpoint import Checkpoints
 from jaxood.train.state import TrainState, ema_decay
 
 
-def train_step(state, data, batch, key, *, loss_fn, tx, first=None, ema_limit=None, axis_name=None):
+def train_step(
+    state,
+    data,
+    batch,
+    key,
+    *,
+    loss_fn,
+    tx,
+    first=None,
+    accumulate=1,
+    ema_limit=None,
+    axis_name=None,
+):
     """One update, or with `first` two.
 
     Under sharded jit means are global; under pmap `axis_name` makes them so.
@@ -29,6 +42,9 @@ def train_step(state, data, batch, key, *, loss_fn, tx, first=None, ema_limit=No
         loss_fn: `(params, extra, data, batch, key, step) -> (loss, (extra, metrics))`.
         first: `(another loss_fn, a step)`: from that step on this loss makes an update on the same
             rows before `loss_fn` makes its own. The learning rate counts the two as one.
+        accumulate: the gradient is the mean over as many equal parts of the batch, one after the
+            other: that of the whole in less memory, where a loss is a mean over rows. BatchNorm
+            sees parts.
         ema_limit: the largest decay of the weights' moving average; None keeps no average.
 
     Returns:
@@ -37,8 +53,8 @@ def train_step(state, data, batch, key, *, loss_fn, tx, first=None, ema_limit=No
     key = jax.random.fold_in(key, state.step)
 
     def update(loss_fn, params, opt_state, extra):
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (extra, metrics)), grads = grad_fn(params, extra, data, batch, key, state.step)
+        of = lambda extra, rows: _gradient(loss_fn, params, extra, data, rows, key, state.step)
+        grads, extra, metrics = _over_parts(of, extra, batch, accumulate)
         if axis_name is not None:
             grads, extra, metrics = jax.lax.pmean((grads, extra, metrics), axis_name)
         updates, opt_state = tx.update(grads, opt_state, params)
@@ -60,6 +76,33 @@ def train_step(state, data, batch, key, *, loss_fn, tx, first=None, ema_limit=No
         decay = ema_decay(state.step, limit=ema_limit)
         ema = optax.incremental_update(params, state.ema, 1.0 - decay)
     return TrainState(state.step + 1, params, ema, opt_state, extra), metrics
+
+
+def _gradient(loss_fn, params, *args):
+    (_, (extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *args)
+    return grads, extra, metrics
+
+
+def _over_parts(gradient, extra, batch, parts):
+    """(mean gradient, the last `extra`, mean metrics) over parts of a batch.
+
+    A part takes every so many-th row, so that rows stay on the devices that have them.
+    """
+    if parts == 1:
+        return gradient(extra, batch)
+    split = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+
+    def add(carry, rows):
+        total, extra = carry
+        grads, extra, metrics = gradient(extra, rows)
+        return (jax.tree.map(jnp.add, total, grads), extra), metrics
+
+    batches = jax.tree.map(split, batch)
+    shapes, _, _ = jax.eval_shape(gradient, extra, jax.tree.map(lambda x: x[0], batches))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (total, extra), metrics = jax.lax.scan(add, (zeros, extra), batches)
+    mean = lambda x: jnp.mean(x, axis=0)
+    return jax.tree.map(lambda x: x / parts, total), extra, jax.tree.map(mean, metrics)
 
 
 def _same_clock(opt_state, before):
