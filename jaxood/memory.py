@@ -87,7 +87,7 @@ def watched(what: str, key: str, rows: int, count: int, ask):
         raise UserError(
             f'{what}: a device is out of memory with {key}={rows}.{takes} About '
             f'{fitting(rows, count, found)} would fit: set {key} to that or less. Less memory is '
-            "needed, too, with dtype='bfloat16', with remat=True of a U-Net, with "
-            'config.parallel.shard_state=True on several devices, or a lower '
-            'config.data.device_limit.'
+            "needed, too, with dtype='bfloat16', with accumulate above 1 beside a batch_size, with "
+            'remat=True of a U-Net, with config.parallel.shard_state=True on several devices, or a '
+            'lower config.data.device_limit.'
         ) from e
