@@ -45,7 +45,7 @@ def loss_fn(
     images, ID rows and outliers together, so that BatchNorm sees the mixture (official code);
     running statistics come from the pass at θ alone (our choice). The pass that P comes from drops
     nothing (official code); the other two drop the same units, so that α → 0 is plain outlier
-    exposure (our choice). Three passes: a step takes about three times as long as that.
+    exposure (our choice). Three passes, in the warm-up too: a step takes about three times as long.
 
     Args:
         weight: γ, 1 in the paper.
