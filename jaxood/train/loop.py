@@ -65,11 +65,11 @@ def train_step(
     if first is not None:
         loss, begin = first
 
-        def twice(params, opt_state, extra):
-            (params, after, extra), _ = update(loss, params, opt_state, extra)
-            return params, _same_clock(after, opt_state), extra
-
-        before = jax.lax.cond(state.step >= begin, twice, lambda *same: same, *before)
+        (params, opt_state, extra), _ = update(loss, *before)
+        after = (params, _same_clock(opt_state, state.opt_state), extra)
+        # Not a conditional: XLA's convolutions inside of one are 40 x slower on a CPU
+        chosen = lambda new, old: jnp.where(state.step >= begin, new, old)
+        before = jax.tree.map(chosen, after, before)
     (params, opt_state, extra), metrics = update(loss_fn, *before)
     ema = state.ema
     if ema_limit is not None:
