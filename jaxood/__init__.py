@@ -6,11 +6,12 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               the commands; they parse before they import JAX
     deployed                  a trained detector as a function of images
     experiment                arms x seeds through the stages: plan, reuse, resume
-    stages/                   pseudo_label train_diffusion train_judges synthesise train_detector
-                              (or load_weights) train_restorer score reconstruct_pixels report, and
-                              train_pipeline: they alone read the config, and leave artefacts;
-                              parts/ is what they are made of (networks and restorers at work,
-                              scorers), sections/ are parts of the report, one a method
+    stages/                   pseudo_label (or train_pipeline) learn_tokens words train_diffusion
+                              train_judges synthesise pretrain_detector train_detector (or
+                              load_weights) train_restorer score reconstruct_pixels report: they
+                              alone read the config, and leave artefacts; parts/ is what they are
+                              made of (networks, restorers, generators and CLIP at work, scorers),
+                              sections/ are parts of the report, one a method
     config artefacts          sections, arms, fingerprints; folders named by what made them
     synthesis/ detectors/ report/
                               strategies that invent outliers, and the leak filter; training

@@ -4,6 +4,9 @@
 result depends on, so two arms that agree up to a stage share its folder without being told to, and
 a changed setting makes a new folder beside the old one. The result exists when its `done.json`
 does, which is written last; until then the folder holds checkpoints or shards and is resumed.
+
+Several hosts (`hosts`) call all of this together. The first of them writes, and all go on when what
+it wrote is visible to each; what is there already, the first decides.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxood import hosts
 from jaxood.errors import UserError
 
 DONE = 'done.json'
@@ -34,7 +38,7 @@ class Artefact:
     def done(self) -> dict[str, Any] | None:
         """The facts given to `finish`, or None while the result is unfinished."""
         path = self.folder / DONE
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text()) if exists(path) else None
 
     def finish(self, **facts: Any) -> None:
         """Declares the result complete. Nothing may be written after this."""
@@ -56,13 +60,17 @@ class Store:
 
     def seconds(self, stage: str) -> float | None:
         """How long this stage took when it last ran here, for the estimate of a run."""
-        times = []
+        return self.mean(stage, 'seconds')
+
+    def mean(self, stage: str, fact: str) -> float | None:
+        """The mean of one of the facts of a stage's results here; None where none has it."""
+        found = []
         folder = self.root / stage
         for path in folder.iterdir() if folder.exists() else ():
-            facts = Artefact(stage, path.name, path).done
-            if facts and 'seconds' in facts:
-                times.append(facts['seconds'])
-        return sum(times) / len(times) if times else None
+            if (path / DONE).exists():
+                found.append(json.loads((path / DONE).read_text()).get(fact))
+        found = [value for value in found if value is not None]
+        return sum(found) / len(found) if found else None
 
 
 def place(path: str | os.PathLike) -> epath.Path:
@@ -71,17 +79,65 @@ def place(path: str | os.PathLike) -> epath.Path:
     return epath.Path(path if '://' in path else os.path.abspath(os.path.expanduser(path)))
 
 
+def exists(path: epath.Path) -> bool:
+    """Whether a file or folder is there, as the first host sees it; others wait to see it too."""
+    there = hosts.agree(path.exists())
+    if there:
+        hosts.wait_for(path)
+    return there
+
+
 def write(path: epath.Path, content: str | bytes) -> None:
     """Writes a small file so that it is there whole or not at all, also after a kill."""
+    with _by_one(path) as mine:
+        if mine:
+            _write(path, content)
+
+
+def write_parts(path: epath.Path, parts: Iterable[str]) -> None:
+    """The same for a text that comes in parts, in constant memory; one of several hosts takes them:
+    they are read, not computed on all devices."""
+    with _by_one(path) as mine:
+        if mine:
+            with _whole(path) as f:
+                for part in parts:
+                    f.write(part.encode())
+
+
+@contextlib.contextmanager
+def _by_one(path: epath.Path) -> Iterator[bool]:
+    """Whether this host is to write the file. Afterwards it is there for all."""
+    yield hosts.first()
+    hosts.barrier()
+    hosts.wait_for(path)
+
+
+def remove(folder: epath.Path, *patterns: str) -> None:
+    """Removes folders inside of one, if there are any."""
+    if hosts.first():
+        for pattern in patterns:
+            for path in folder.glob(pattern):
+                path.rmtree(missing_ok=True)
+    hosts.barrier()
+
+
+def _write(path, content):
+    with _whole(path) as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def _whole(path):
+    """A binary file that takes its name when all is written. (Object stores put whole objects.)"""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = content.encode() if isinstance(content, str) else content
-    if not _is_local(path):  # object stores put whole objects
-        path.write_bytes(content)
+    if not _is_local(path):
+        with path.open('wb') as f:
+            yield f
         return
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         with open(part, 'wb') as f:
-            f.write(content)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
@@ -94,39 +150,31 @@ def write(path: epath.Path, content: str | bytes) -> None:
 
 def save(path: epath.Path, **arrays: np.ndarray) -> None:
     """Writes an .npz like `write` does: whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write(path, buffer.getvalue())
+    with _by_one(path) as mine:
+        if mine:
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            _write(path, buffer.getvalue())
 
 
-def load(path: epath.Path) -> dict[str, np.ndarray]:
-    """Reads what `save` wrote."""
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-        return dict(arrays)
+def load(path: epath.Path, *names: str) -> dict[str, np.ndarray]:
+    """Reads what `save` wrote: all of it, or the arrays that are named."""
+    with path.open('rb') as f, np.load(f, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in names or arrays}
 
 
 def save_rows(path: epath.Path, parts: Iterable[np.ndarray], count: int) -> None:
-    """Writes an .npy of rows that come in parts, in constant memory: whole or not at all."""
-    parts = iter(parts)
-    first = next(parts)
-    if not _is_local(path):
-        buffer = io.BytesIO()
-        np.save(buffer, np.concatenate([first, *parts]))
-        write(path, buffer.getvalue())
-        return
-    part_file = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        rows = np.lib.format.open_memmap(
-            part_file, mode='w+', dtype=first.dtype, shape=(count, *first.shape[1:])
-        )
-        at = 0
-        for part in itertools.chain([first], parts):
-            rows[at : at + len(part)] = part
-            at += len(part)
-        rows.flush()
-        os.replace(part_file, path)
-    finally:
-        part_file.unlink(missing_ok=True)
+    """Writes an .npy of `count` rows that come in parts, as `write_parts` does."""
+    with _by_one(path) as mine:
+        if mine:
+            parts = iter(parts)
+            first = np.ascontiguousarray(next(parts))
+            header = np.lib.format.header_data_from_array_1_0(first)
+            header['shape'] = (count, *first.shape[1:])
+            with _whole(path) as f:
+                np.lib.format.write_array_header_1_0(f, header)
+                for part in itertools.chain([first], parts):
+                    f.write(np.ascontiguousarray(part).data)
 
 
 def load_rows(path: epath.Path) -> np.ndarray:
@@ -136,15 +184,34 @@ def load_rows(path: epath.Path) -> np.ndarray:
     return np.load(os.fspath(path), mmap_mode='r', allow_pickle=False)
 
 
+def load_table(folder: epath.Path) -> dict[str, np.ndarray]:
+    """The columns that lie in a folder, one a file, as `load_rows` reads them."""
+    names = hosts.agree(sorted(path.name for path in folder.glob('*.npy')))
+    return {name.removesuffix('.npy'): load_rows(folder / name) for name in names}
+
+
 @contextlib.contextmanager
 def lock(folder: epath.Path) -> Iterator[None]:
-    """Holds a folder for this process. The system lets go when the process ends, however it ends.
+    """Holds a folder for this process, or for all hosts that run together. The system lets go when
+    the process ends, however it ends.
+
+    Object stores (gs://, s3://) have no locks: their users see to it that one run at a time works
+    in a workdir. Two that do make the same artefacts, and each file is put whole.
 
     Raises:
         UserError: another process holds it.
     """
+    with contextlib.ExitStack() as held:
+        with hosts.one_for_all():
+            if hosts.first():
+                held.enter_context(_hold(folder))
+        yield
+
+
+@contextlib.contextmanager
+def _hold(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    if not _is_local(folder):  # object stores have no locks; their users start one run a folder
+    if not _is_local(folder):
         yield
         return
     import fcntl

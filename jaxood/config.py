@@ -23,6 +23,12 @@ from jaxood.errors import ConfigError, blame, unknown
 
 FORMAT = 1  # of the workdir: raised when older workdirs can no longer be read
 
+# Of a detector's training, and of the one that it goes on from.
+TRAINING = (
+    *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
+    *('init', 'frozen', 'log_every', 'checkpoint_every'),
+)
+
 # The sections, and which of their keys belong to the stage rather than to the named entry.
 SECTIONS: dict[str, tuple[str, ...]] = {
     'seed': (),
@@ -38,28 +44,29 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *('labels', 'id', 'ood', 'validation_ood'),
     ),
     'pseudo_label': ('smallest',),
-    'tokens': (),
-    'words': (),
+    'tokens': (
+        *('names', 'names_file', 'initial', 'templates', 'per_class', 'draw', 'flip'),
+        *('steps', 'batch_size', 'optimizer', 'at_once', 'remat', 'log_every', 'checkpoint_every'),
+    ),
+    'words': ('clip', 'template', 'k', 'rule', 'eta', 'threshold', 'keep', 'collisions'),
     'generator': (),
     'diffusion': (
         *('schedule', 'prediction', 'label_dropout', 'flip', 'steps', 'batch_size', 'optimizer'),
         *('ema_decay', 'log_every', 'checkpoint_every'),
     ),
     'sampler': ('steps', 'guidance'),
-    'outliers': ('count', 'per_image', 'max_candidates', 'shard_size'),
+    'outliers': ('source', 'count', 'per_image', 'per_class', 'max_candidates', 'shard_size'),
     'pipeline': (
         *('names', 'template', 'positions', 'plain', 'clip', 'autoencoder', 'unet'),
-        *('guidance', 'sampling_steps', 'samples'),
+        *('guidance', 'sampling_steps', 'samples', 'data'),
     ),
-    'filter': ('quantile', 'count', 'backbone', 'training'),
+    'filter': ('quantile', 'count', 'backbone', 'training', 'margin'),
     'weights': (),
     'preprocessing': ('mean', 'std', 'size', 'matched'),
     'backbone': (),
     'head': (),
-    'detector': (
-        *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
-        *('init', 'frozen', 'log_every', 'checkpoint_every'),
-    ),
+    'pretraining': TRAINING,
+    'detector': TRAINING,
     'taps': ('at', 'pool'),
     'restorer': (
         *('last', 'schedule', 'epochs', 'batch_size', 'optimizer', 'ema_decay'),
@@ -93,11 +100,14 @@ UNNAMED = (  # these name no entry
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
 OPTIONAL = frozenset(
     (
-        *('artefacts_dir', 'num_devices', 'outlier_ratio', 'count', 'per_image', 'max_candidates'),
+        *('artefacts_dir', 'num_devices', 'outlier_ratio', 'source', 'count', 'per_image'),
+        'max_candidates',
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
-        *('labels', 'names', 'mean', 'std', 'matched', 'at', 'last', 'init', 'frozen'),
-        *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid'),
+        *('labels', 'names', 'names_file', 'mean', 'std', 'matched', 'at', 'last', 'init'),
+        *('frozen', 'per_class', 'words.clip', 'threshold'),
+        *('quantile', 'backbone', 'training', 'margin'),
+        *('arm', 'every_score', 'openood', 'judge', 'extractor', 'grid', 'data'),
     )
 )
 
@@ -330,12 +340,12 @@ def check_keys(section: Mapping, where: str, like: str) -> None:
     none is named, or none takes keywords (the filter), there can be no others.
     """
     known = SECTIONS[like]
-    if like in (*UNNAMED, 'filter'):
+    if like in (*UNNAMED, 'filter', 'tokens'):
         for key in section:
             if key not in (*known, 'name'):
                 raise ConfigError(unknown(f'{where}.{key}', key, known))
     for key in known:
-        if section.get(key) is None and key not in OPTIONAL:
+        if section.get(key) is None and not {key, f'{like}.{key}'} & OPTIONAL:
             raise ConfigError(f'{where}.{key} is missing: this run cannot do without it.')
 
 

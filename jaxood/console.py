@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+_muted = False  # where another host says it all
 QUIET_SECONDS = 10.0  # between progress lines where the terminal cannot overwrite the last one
 
 
@@ -48,12 +49,20 @@ class Progress:
         self._print(f'{start}{line}')
 
     def _print(self, text, end='\n'):
-        print(text, end=end, file=self.stream, flush=True)
+        if not _muted:
+            print(text, end=end, file=self.stream, flush=True)
 
 
 def say(text: str) -> None:
     """A plain line for the human, on standard error like the progress."""
-    print(text, file=sys.stderr, flush=True)
+    if not _muted:
+        print(text, file=sys.stderr, flush=True)
+
+
+def mute() -> None:
+    """Says and logs nothing from now on in this process: of several hosts, one does."""
+    global _muted
+    _muted = True
 
 
 class Log:
@@ -64,8 +73,15 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, row: Mapping[str, Any]) -> None:
+        if _muted:
+            return
+        line = json.dumps(dict(row)) + '\n'
+        if '://' in str(self.path):  # objects cannot be appended to: the whole is put anew
+            old = self.path.read_text() if self.path.exists() else ''
+            self.path.write_text(old + line)
+            return
         with open(self.path, 'a') as f:
-            f.write(json.dumps(dict(row)) + '\n')
+            f.write(line)
 
 
 def read_log(path) -> list[dict[str, Any]]:

@@ -26,11 +26,8 @@ def _bank_again(config, made, folder):
     """The images that scores are fitted on, where what the network says of them is gone."""
     try:
         synthesised = made.get('synthesise')
-        if (
-            'synthesise' in score_stage.inputs(config)
-            and not (synthesised / 'outliers.npz').exists()
-        ):
-            raise UserError(f'{synthesised.folder} has no outliers.npz any more.')
+        if 'synthesise' in score_stage.inputs(config) and not (synthesised / 'outliers').exists():
+            raise UserError(f'{synthesised.folder} has no outliers any more.')
         return scorers.banked(common.seen(config, made), synthesised)
     except UserError as e:
         raise UserError(

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from jaxood import artefacts, console, parallel
+from jaxood import artefacts, console, hosts, parallel
 from jaxood import config as configs
 from jaxood.artefacts import Artefact, Store
 from jaxood.config import Run
@@ -47,16 +47,21 @@ class Task:
 def execute(config, workdir: str, only: Sequence[str] | None = None) -> None:
     """Checks, plans, says what will be done, and does it. See `main.execute`."""
     use_compilation_cache()
-    runs = check(config)
     wanted = tuple(only or config.stages)
+    folder = artefacts.place(workdir)
+    hosts.compare(identity(config) | {'--stages': list(wanted), '--workdir': str(folder)})
+    runs = check(config)
     for stage in wanted:
         if stage not in config.stages:
             raise UserError(unknown(f'--stages: stage {stage!r}', stage, config.stages))
-    folder = artefacts.place(workdir)
+    hosts.check_folder(folder)
     with artefacts.lock(folder):
         check_format(folder)
         store = Store(artefacts.place(config.get('artefacts_dir') or folder / 'artefacts'))
         devices = parallel.setup(config.parallel.mode, config.parallel.get('num_devices'))
+        with hosts.one_for_all():
+            digests = {f'the data of {run.name}': digest(run.config) for run in runs}
+        hosts.compare(digests)
         tasks = plan(runs, store)
         check_tasks(tasks, wanted, devices)
         console.say(table(tasks, wanted, store))
@@ -70,6 +75,27 @@ def execute(config, workdir: str, only: Sequence[str] | None = None) -> None:
                     {'stage': task.stage, 'for': name_of(task), 'was': state} | task.artefact.done
                 )
                 publish(task, folder)
+
+
+def identity(config) -> dict[str, str]:
+    """What all hosts of a run must have in common: every setting, and the versions."""
+    found = {}
+
+    def walk(where, value):
+        if isinstance(value, dict) and value:
+            for key, part in value.items():
+                walk(f'{where}.{key}', part)
+        else:
+            found[where] = repr(value)
+
+    walk('config', configs.plain(config))
+    versions = {p: version_of(p) for p in PACKAGES} | {'python': platform.python_version()}
+    return found | versions | {'the source': git_revision()}
+
+
+def digest(config) -> str:
+    """Of all data that a run sees."""
+    return common.load_data(config).digest('all')
 
 
 def check(config) -> list[Run]:
@@ -165,9 +191,8 @@ def perform(task: Task, store: Store, devices: parallel.Devices, repro: dict) ->
         with artefacts.lock(task.artefact.folder):
             if task.artefact.done is None:  # no other process made it in the meantime
                 _make(task, store, devices, repro)
-    for scratch in ('checkpoints', '*/checkpoints', 'shards'):  # a kill may have left them
-        for place in task.artefact.folder.glob(scratch):
-            place.rmtree(missing_ok=True)
+    # a kill may have left them
+    artefacts.remove(task.artefact.folder, 'checkpoints', '*/checkpoints', 'shards')
 
 
 def _make(task: Task, store: Store, devices: parallel.Devices, repro: dict) -> None:
@@ -191,11 +216,11 @@ def _make(task: Task, store: Store, devices: parallel.Devices, repro: dict) -> N
 
 def publish(task: Task, folder: epath.Path) -> None:
     """Copies what people look for into the workdir, and prints the report's table."""
-    stage = STAGES[task.stage]
-    for pattern in stage.PUBLISHED:
-        for path in task.artefact.folder.glob(pattern):
-            artefacts.write(folder / path.relative_to(task.artefact.folder), path.read_bytes())
-    if stage.PUBLISHED:
+    stage, own = STAGES[task.stage], task.artefact.folder
+    found = [path.relative_to(own) for pattern in stage.PUBLISHED for path in own.glob(pattern)]
+    for path in hosts.agree([str(path) for path in found]):
+        artefacts.write(folder / path, (own / path).read_bytes())
+    if stage.PUBLISHED and hosts.first():
         stage.show(task.artefact, task.runs[0].config)
         for name in stage.PUBLISHED:
             if name.endswith('.html'):
@@ -231,14 +256,14 @@ def table(tasks: Sequence[Task], wanted: Sequence[str], store: Store) -> str:
 def check_format(folder: epath.Path) -> None:
     """Raises UserError if another version of jaxood laid out this workdir; signs a new one."""
     path = folder / 'format.json'
-    if path.exists():
+    if artefacts.exists(path):
         found = json.loads(path.read_text())['format']
         if found != configs.FORMAT:
             raise UserError(
                 f'{folder} was written in workdir format {found}, this jaxood reads format '
                 f'{configs.FORMAT}. Choose another --workdir, or the jaxood version that wrote it.'
             )
-    elif (folder / 'runs.json').exists():
+    elif artefacts.exists(folder / 'runs.json'):
         raise UserError(f'{folder} has a runs.json but no format.json: not a workdir of jaxood.')
     else:
         artefacts.write(path, json.dumps({'format': configs.FORMAT}) + '\n')
@@ -287,9 +312,7 @@ def write_records(folder: epath.Path, config, tasks: Sequence[Task], devices) ->
     artefacts.write(folder / 'runs.json', json.dumps(index, indent=2) + '\n')
     resolved = configs.plain(config.copy_and_resolve_references())
     artefacts.write(folder / 'config.json', json.dumps(resolved, indent=2) + '\n')
-    datasets = {
-        run.arm: common.load_data(run.config).digest('all') for t in tasks for run in t.runs
-    }
+    datasets = {run.arm: digest(run.config) for t in tasks for run in t.runs}
     repro = {
         'versions': {p: version_of(p) for p in PACKAGES} | {'python': platform.python_version()},
         'source': {'git': git_revision()},

@@ -7,7 +7,10 @@ The program's story is `stages.STAGES`, in its order:
     train_pipeline    a small Stable Diffusion learns captioned images
     train_diffusion   a class-conditional diffusion model learns the ID images
     train_judges      a small ensemble learns to classify them, to tell which outliers are ID images
+    learn_tokens      or every class gets a pseudo-word that a text-to-image model understands,
+    words             and the words near it, whose images would be near-OOD, are looked up
     synthesise        the diffusion model (or another strategy) invents outliers; judges filter them
+    pretrain_detector a classifier learns the ID classes, for all arms to go on from
     train_detector    a classifier learns the ID classes, and to be unsure on the outliers
     load_weights      or a pretrained classifier is taken as it is
     train_restorer    a small diffusion model learns the features that it gives ID images
@@ -30,6 +33,7 @@ import traceback
 from absl import flags
 from ml_collections import config_flags
 
+from jaxood import hosts
 from jaxood.errors import ConfigError, UserError, unknown
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for the report, results and artefacts.')
@@ -39,7 +43,8 @@ STAGES = flags.DEFINE_list(
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with a variant after a colon: configs/quickstart.py:digits.'
 )
-FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'stages')]
+HOSTS = hosts.define_flags()
+FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'stages', *(h.name for h in HOSTS))]
 DISK = {  # what a disk or a folder says that can't be written
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -55,7 +60,8 @@ def run_command(parse, execute, argv) -> int:
     """Parses and executes; a `UserError` or a full or read-only disk becomes one message and 2."""
     try:
         arguments = parse(argv)
-        execute(*arguments)
+        with hosts.noticing():
+            execute(*arguments)
     except UserError as e:
         print(f'jaxood: {e}', file=sys.stderr)
         return 2
@@ -121,7 +127,7 @@ def parse(argv: list[str]):
             '--config and --workdir are needed, e.g. '
             '--config=configs/quickstart.py --workdir=runs/quickstart'
         )
-    return CONFIG.value, WORKDIR.value, STAGES.value
+    return CONFIG.value, WORKDIR.value, STAGES.value, [holder.value for holder in HOSTS]
 
 
 def check_config_flags(argv: list[str]) -> None:
@@ -172,21 +178,24 @@ def load_config(spec: str):
         raise ConfigError(f'{path}, line {line}: {type(e).__name__}: {e}') from e
 
 
-def execute(config, workdir: str, only: list[str] | None = None) -> None:
+def execute(config, workdir: str, only: list[str] | None = None, joined=()) -> None:
     """Runs the stages of a config in a workdir.
 
     Args:
         config: a ConfigDict.
         workdir: made if it is not there.
         only: stages to run; None runs those that the config names.
+        joined: coordinator, num_processes and process_id, as `hosts.start` takes them.
 
     Raises:
         UserError: bad settings or data, before anything is built; a workdir in use.
     """
+    hosts.start(*joined)  # before anything looks at a device
+
     from jaxood import experiment  # noqa: PLC0415 - imports JAX, which takes seconds
 
     experiment.execute(config, workdir, only)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    hosts.run(main)

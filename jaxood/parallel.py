@@ -5,12 +5,12 @@ rows is `f(shared, rows) -> rows`, each output row depending on its own input ro
 knows how many devices there are. `Devices` compiles them, places their arguments, and takes the
 results apart again:
 
-* `'jit'`: global arrays over a mesh of all devices, rows split along the first axis. A mean in the
-  step is the global mean, so `axis_name` stays None.
-* `'pmap'`: one program a device on its own slice of rows; `axis_name='devices'`, and the step
-  averages over it with `lax.pmean`.
+* `'jit'`: global arrays over a mesh of all devices of all hosts, rows split along the first axis. A
+  mean in the step is the global mean, so `axis_name` stays None.
+* `'pmap'`: one program a device on its own slice of rows, on one host; `axis_name='devices'`, and
+  the step averages over it with `lax.pmean`.
 
-Changing the mode or the number of devices changes the order of sums, nothing else.
+Changing the mode or the number of devices or hosts changes the order of sums, nothing else.
 """
 
 import dataclasses
@@ -21,8 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxood import hosts
 from jaxood.errors import UserError, unknown
 
 AXIS = 'devices'
@@ -49,7 +51,7 @@ class Devices:
     def replicate(self, tree: Tree) -> Tree:
         """The same values on every device (under pmap with a leading device axis)."""
         if self.mode == 'jit':
-            return jax.device_put(tree, self._sharding())
+            return jax.tree.map(self._everywhere, tree)
         return jax.tree.map(self._stack, tree)
 
     def unreplicate(self, tree: Tree) -> Tree:
@@ -57,7 +59,13 @@ class Devices:
         return tree if self.mode == 'jit' else jax.tree.map(lambda x: x[0], tree)
 
     def shard(self, rows: Tree) -> Tree:
-        """Splits rows [B, ...] over the devices. B is a multiple of `count`."""
+        """Splits rows [B, ...] over the devices. B is a multiple of `count`.
+
+        Every host has all of them, but for those that `join` has placed already.
+        """
+        if self.mode == 'jit' and hosts.count() > 1:
+            own = lambda x: self.join(np.asarray(x)[self.own(len(x))])
+            return jax.tree.map(lambda x: x if _is_shared(x) else own(x), rows)
         if self.mode == 'jit':
             return jax.device_put(rows, self._sharding(AXIS))
         split = jax.tree.map(
@@ -65,9 +73,27 @@ class Devices:
         )
         return jax.device_put(split, self._sharding(AXIS))
 
+    def own(self, size: int) -> slice:
+        """Which of `size` rows lie on the devices of this host."""
+        share = size // hosts.count()
+        return slice(hosts.index() * share, (hosts.index() + 1) * share)
+
+    def join(self, rows: Tree) -> Tree:
+        """Places the rows that this host has, its `own` of each batch, beside those of others.
+
+        Under pmap, which works on one host, they wait for `shard`.
+        """
+        if self.mode != 'jit':
+            return rows
+        if hosts.count() == 1:
+            return jax.device_put(rows, self._sharding(AXIS))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(self._sharding(AXIS), x), rows
+        )
+
     def gather(self, rows: Tree) -> Tree:
-        """Rows [B, ...] back on the host, as NumPy arrays."""
-        rows = jax.device_get(rows)
+        """Rows [B, ...] back on the host, on every one all of them, as NumPy arrays."""
+        rows = fetch(rows)
         if self.mode == 'jit':
             return rows
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
@@ -111,6 +137,14 @@ class Devices:
         """The smallest multiple of the number of devices that is not below `wanted`."""
         return -(-wanted // self.count) * self.count
 
+    def _everywhere(self, x):
+        if hosts.count() == 1 or _is_shared(x):
+            return jax.device_put(x, self._sharding())
+        if jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.prng_key):
+            data = self._everywhere(jax.random.key_data(x))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return jax.make_array_from_process_local_data(self._sharding(), np.asarray(x))
+
     def _sharding(self, *axes):
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
@@ -125,19 +159,46 @@ def setup(mode: str = 'jit', num_devices: int | None = None) -> Devices:
     """All devices of all hosts, or the first `num_devices` of them.
 
     Raises:
-        UserError: unknown mode, or more devices asked for than there are.
+        UserError: unknown mode, more devices asked for than there are, or what several hosts
+            cannot do.
     """
     if mode not in MODES:
         raise UserError(unknown(f'config.parallel.mode={mode!r}', mode, MODES))
-    devices = jax.devices()
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    if hosts.count() > 1 and mode == 'pmap':
+        raise UserError(
+            f"config.parallel.mode='pmap' works on one host, and these are {hosts.count()}. Set it "
+            "to 'jit', which gives the same numbers."
+        )
+    if hosts.count() > 1 and num_devices not in (None, len(devices)):
+        raise UserError(
+            f'config.parallel.num_devices={num_devices} leaves devices of some hosts idle: '
+            f'{hosts.count()} hosts have {len(devices)}. Leave it unset to use all.'
+        )
     if num_devices is not None and not 1 <= num_devices <= len(devices):
         raise UserError(
             f'config.parallel.num_devices={num_devices}, but this machine has {len(devices)} '
             f'({devices[0].platform}). Leave it unset to use all.'
         )
     devices = devices[:num_devices]
-    mesh = jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
-    return Devices(mode, mesh)
+    # Not `make_mesh`, which may deal the devices of several hosts in turn: each has its own rows.
+    return Devices(mode, Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,)))
+
+
+def fetch(tree: Tree) -> Tree:
+    """Arrays from wherever they lie, as NumPy arrays on every host."""
+    return jax.tree.map(_fetch, tree)
+
+
+def _fetch(x):
+    if not _is_shared(x) or x.is_fully_replicated:
+        return jax.device_get(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
+def _is_shared(x) -> bool:
+    """Whether an array lies on the devices of several hosts already."""
+    return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 def map_rows(

@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'jaxood'
 # Each module may import those on lines above its own, and its neighbours in the same package.
 LAYERS = (
     ('errors', 'console', 'machine'),
+    ('hosts',),
     ('rng', 'parallel', 'metrics', 'frechet', 'neighbours', 'clustering'),
     ('diffusion', 'losses', 'scores', 'models', 'data', 'train'),
     ('synthesis', 'detectors', 'report'),

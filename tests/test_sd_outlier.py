@@ -64,7 +64,7 @@ def made(folder, stage, arm='ours'):
 
 def test_the_generator_and_the_detector_learn_from_clusters(finished):
     clusters = artefacts.load(made(finished, 'pseudo_label') / 'clusters.npz')['train']
-    outliers = artefacts.load(made(finished, 'synthesise') / 'outliers.npz')
+    outliers = artefacts.load_table(made(finished, 'synthesise') / 'outliers')
     np.testing.assert_array_equal(outliers['label'], clusters[outliers['source']])
     assert len(outliers['images']) == len(clusters)  # one outlier an image
     assert sorted(outliers['source']) == list(range(len(clusters)))
@@ -83,7 +83,7 @@ def test_controls_are_kept_apart_from_outliers(finished):
     index = [json.loads(line) for line in (place / 'index.jsonl').read_text().splitlines()]
     assert sum(line['kept'] for line in index) == count
     assert all((line['first'] != line['label']) == line['kept'] for line in index)
-    assert not (made(finished, 'synthesise') / 'controls.npz').exists()
+    assert not (made(finished, 'synthesise') / 'controls').exists()
 
 
 def test_dn2_is_the_clustering_network_as_it_is(finished):
@@ -145,14 +145,14 @@ def test_predict_keeps_both_banks(finished, tmp_path, capsys):
     assert all(row['class'].startswith('cluster ') for row in rows)
 
     (finished / 'artefacts/features').rename(tmp_path / 'features')
-    outliers = made(finished, 'synthesise') / 'outliers.npz'
-    outliers.rename(tmp_path / 'outliers.npz')
+    outliers = made(finished, 'synthesise') / 'outliers'
+    outliers.rename(tmp_path / 'outliers')
     try:
         assert predict.main(['predict', *arguments]) == 2
         assert 'has no bank to compare images with' in capsys.readouterr().err
     finally:
         (tmp_path / 'features').rename(finished / 'artefacts/features')
-        epath.Path(tmp_path / 'outliers.npz').rename(outliers)
+        epath.Path(tmp_path / 'outliers').rename(outliers)
 
 
 @pytest.mark.slow

@@ -36,12 +36,21 @@ def _permutation(size, seed, epoch):
 
 
 def stream(
-    examples: Examples, *, batch_size: int, seed: int, start: int = 0, prefetch: int = 4
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    own: slice = slice(None),
+    prefetch: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches n = start, start + 1, ..., of the rows that `rows_of` names, without end.
 
     For sets that stay in files, or are too large for the device. No more than `prefetch` batches
     are held ahead; any `start` is reached at once.
+
+    Args:
+        own: which rows of each batch are read, where several hosts share it.
 
     Yields:
         `image` uint8[B, H, W, C], `index` int32[B] (the row), and `label` int32[B] if there are
@@ -51,7 +60,7 @@ def stream(
     pick(start)  # too few examples are an error here, not in the first batch
 
     def batch(n):
-        rows = pick(n)
+        rows = pick(n)[own]
         labels = {} if examples.labels is None else {'label': examples.labels[rows]}
         return {'image': examples.take(rows), 'index': rows.astype(np.int32), **labels}
 

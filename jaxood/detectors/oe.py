@@ -32,23 +32,27 @@ def loss_fn(
         direction: 'u_p' for KL(U ‖ p), 'p_u' for KL(p ‖ U).
     """
     uniformity = lookup(UNIFORMITY, direction, 'direction')
-    images, keys = stream(batch['image'], batch['index'], key_for(key, 'id'), prepare)
-    outliers, outlier_keys = stream(
-        batch['outlier_image'], batch['outlier_index'], key_for(key, 'outliers'), prepare
-    )
+    logits, extra = forward(params, extra, *mixture(batch, key, prepare), model=model, step=step)
     labels, n = batch['label'], len(batch['label'])
-    no_target = jnp.full(len(outliers), -1, labels.dtype)
-    logits, extra = forward(
-        params,
-        extra,
-        jnp.concatenate([images, outliers]),
-        jnp.concatenate([keys, outlier_keys]),
-        jnp.concatenate([labels, no_target]),
-        model=model,
-        step=step,
-    )
     ce = jnp.mean(cross_entropy(logits[:n], labels))
     kl = jnp.mean(uniformity(logits[n:]))
     loss = ce + weight * kl
     metrics = {'loss': loss, 'ce': ce, 'kl': kl, 'accuracy': accuracy(logits[:n], labels)}
     return loss, (extra, metrics)
+
+
+def mixture(batch, key, prepare):
+    """Both streams as one batch, ID rows first -> (prepared images, dropout's keys, labels).
+
+    Outliers have label -1: no target.
+    """
+    images, keys = stream(batch['image'], batch['index'], key_for(key, 'id'), prepare)
+    outliers, outlier_keys = stream(
+        batch['outlier_image'], batch['outlier_index'], key_for(key, 'outliers'), prepare
+    )
+    no_target = jnp.full(len(outliers), -1, batch['label'].dtype)
+    return (
+        jnp.concatenate([images, outliers]),
+        jnp.concatenate([keys, outlier_keys]),
+        jnp.concatenate([batch['label'], no_target]),
+    )

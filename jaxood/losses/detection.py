@@ -40,6 +40,20 @@ def kl_p_uniform(logits: jax.Array) -> jax.Array:
     return jnp.log(logits.shape[-1]) + jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
+def energy_hinge(logits: jax.Array, outlier: jax.Array, *, m_in: float, m_out: float) -> jax.Array:
+    """max(0, E - m_in)² of ID rows, max(0, m_out - E)² of outliers; E = -log Σ_c e^{z_c}.
+
+    Liu et al. 2020 (arXiv:2010.03759), Eq. 8: ID energies below m_in and outliers' above m_out cost
+    nothing.
+
+    Args:
+        outlier: bool[B].
+    """
+    energy = -jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    beyond = jnp.where(outlier, m_out - energy, energy - m_in)
+    return jnp.maximum(beyond, 0.0) ** 2
+
+
 def three_head(
     g_bin: jax.Array,
     g_in: jax.Array | None,

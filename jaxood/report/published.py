@@ -80,6 +80,28 @@ def sd_outliers() -> tuple[Sequence[str], Sequence[Sequence[str]], str]:
     return header, rows, title
 
 
+def dog_strategies(strategy: str, inverted: bool) -> tuple[str, tuple[tuple[float, float], ...]]:
+    """DOG's table 2: what the paper calls a way to make outliers, and the means that it prints for
+    it, (FPR95, AUROC) in percent on CIFAR-10 and on CIFAR-100 (WRN-40-2); () if it has none.
+
+    Args:
+        strategy: a key of `synthesis.STRATEGIES`, or 'none'.
+        inverted: whether the class names were replaced by learned pseudo-words.
+    """
+    if strategy == 'wordnet_prompts':
+        return _DOG_STRATEGIES['dog' if inverted else 'names']
+    return _DOG_STRATEGIES.get(strategy, ('', ()))
+
+
+_DOG_STRATEGIES = {  # their means over SVHN, LSUN, iSUN, Textures and Places365
+    'none': ('without outliers, ASH', ((32.98, 91.85), (59.31, 84.46))),
+    'latent_noise': ('(a) latents noised to t = 500', ((25.27, 92.76), (40.63, 86.60))),
+    'text_noise': ('(b) noise on the text', ((20.17, 95.87), (31.59, 92.95))),
+    'latent_mix': ('(c) latents mixed', ((24.25, 93.31), (40.40, 87.68))),
+    'text_mix': ('(d) text mixed', ((21.60, 95.83), (33.81, 92.02))),
+    'names': ('(e) words near the class name', ((17.30, 96.48), (29.96, 94.09))),
+    'dog': ('DOG: words near the pseudo-word', ((2.57, 99.36), (22.87, 95.41))),
+}
 # S: distance, distance + votes (w = 2), w = 3, w = 4, FID of the outliers; '–' cannot be read there
 _SD_ABLATION = {
     50: (97.2, 97.6, '–', '–', 4.45),

@@ -20,7 +20,9 @@ A stage is a module with
 """
 
 from jaxood.stages import (
+    learn_tokens,
     load_weights,
+    pretrain_detector,
     pseudo_label,
     reconstruct_pixels,
     report,
@@ -31,14 +33,18 @@ from jaxood.stages import (
     train_judges,
     train_pipeline,
     train_restorer,
+    words,
 )
 
 STAGES = {
     'train_pipeline': train_pipeline,
     'pseudo_label': pseudo_label,
+    'learn_tokens': learn_tokens,
+    'words': words,
     'train_diffusion': train_diffusion,
     'train_judges': train_judges,
     'synthesise': synthesise,
+    'pretrain_detector': pretrain_detector,
     'train_detector': train_detector,
     'load_weights': load_weights,
     'train_restorer': train_restorer,

@@ -189,26 +189,21 @@ def check_look(preprocessing: Mapping, channels: int) -> None:
             )
 
 
-def load_data(config) -> Data:
-    """Reads all sets of a config once a process; arms that change other sections share them."""
+def load_data(config, over: Mapping | None = None) -> Data:
+    """Reads all sets of a config once a process; arms that change other sections share them.
+
+    Args:
+        over: keys of `config.data` that a stage with images of its own has otherwise.
+    """
     stretched = config.preprocessing.get('size') is not None  # then sets may differ in size
-    section = json.dumps(configs.plain(config.data), sort_keys=True)
+    section = json.dumps(configs.plain(config.data) | configs.plain(over or {}), sort_keys=True)
     return _load_data(section, config.seed, stretched)
 
 
 @functools.lru_cache(maxsize=2)
 def _load_data(section, seed, stretched):
     c = configs.plain(json.loads(section))
-    look = ('size', 'resize', 'interpolation', 'channels')
-    every = {k: c[k] for k in look if c.get(k) is not None}
-    files = {k: c[k] for k in ('root', 'on_error', 'memory_limit') if c.get(k) is not None}
-
-    def load(section, where):
-        section = {k: v for k, v in section.items() if k != 'group'}
-        entry = sources.SOURCES.get(section.get('name'))
-        takes = configs.parameters(entry) if entry else ()
-        common = {k: v for k, v in (every | files).items() if k in takes}
-        return configs.build(sources.SOURCES, common | section, where)
+    load = functools.partial(_load, c)
 
     def without_labels(examples):
         return dataclasses.replace(examples, labels=None, class_names=())
@@ -234,18 +229,7 @@ def _load_data(section, seed, stretched):
     if roles.held_out is not None:
         ood[HELD_OUT], groups[HELD_OUT] = roles.held_out, 'near'
 
-    def outside(section, where):
-        parts = load(section, where)
-        examples = parts.get('test', parts.get('all'))
-        here, wanted = (e.shape[-1:] if stretched else e.shape for e in (examples, roles.train))
-        if here != wanted:
-            raise ConfigError(
-                f'{where} has images of shape {examples.shape}, the ID set of '
-                f'{roles.train.shape}. Set config.data.size and config.data.channels to bring all '
-                'sets to one shape, or config.preprocessing.size to stretch each for the network.'
-            )
-        return examples
-
+    outside = lambda section, where: _outside(c, roles.train.shape, stretched, section, where)
     for name, section in (c.get('ood') or {}).items():
         ood[name] = outside(section, f'config.data.ood.{name}')
         groups[name] = section.get('group', 'far')
@@ -253,6 +237,51 @@ def _load_data(section, seed, stretched):
     if (c.get('validation_ood') or {}).get('name'):
         tuning = outside(c['validation_ood'], 'config.data.validation_ood')
     return Data(roles, ood, groups, tuning)
+
+
+def load_outside(config, section, where: str) -> Examples:
+    """A set of the user's that is none of `config.data`, read as those are, once a process; all of
+    it, or its training split.
+
+    Raises:
+        ConfigError: it cannot be read, or its images have another shape than the ID set's.
+    """
+    stretched = config.preprocessing.get('size') is not None
+    data, section = (json.dumps(configs.plain(s), sort_keys=True) for s in (config.data, section))
+    return _load_outside(data, load_data(config).shape, stretched, section, where)
+
+
+@functools.lru_cache(maxsize=4)
+def _load_outside(data, shape, stretched, section, where):
+    data, section = (configs.plain(json.loads(text)) for text in (data, section))
+    return _outside(data, shape, stretched, section, where, ('train', 'all'))
+
+
+def _load(c, section, where):
+    """The splits of one set, with what `config.data` says of all where the set says nothing."""
+    shared = (
+        *('size', 'resize', 'interpolation', 'channels'),
+        *('root', 'on_error', 'memory_limit'),
+    )
+    section = {k: v for k, v in section.items() if k != 'group'}
+    entry = sources.SOURCES.get(section.get('name'))
+    takes = configs.parameters(entry) if entry else ()
+    common = {k: c[k] for k in shared if c.get(k) is not None and k in takes}
+    return configs.build(sources.SOURCES, common | section, where)
+
+
+def _outside(c, shape, stretched, section, where, splits=('test', 'all')):
+    """A set of other images than the ID set's, whose shape they must have."""
+    parts = _load(c, section, where)
+    examples = next(parts[split] for split in splits if split in parts)
+    here, wanted = (s[-1:] if stretched else s for s in (examples.shape, shape))
+    if here != wanted:
+        raise ConfigError(
+            f'{where} has images of shape {examples.shape}, the ID set of {shape}. Set '
+            'config.data.size and config.data.channels to bring all sets to one shape, or '
+            'config.preprocessing.size to stretch each for the network.'
+        )
+    return examples
 
 
 def labelling(config) -> tuple[str, ...]:
@@ -278,11 +307,16 @@ def feed(examples, devices: Devices, *, batch_size: int, seed: int, limit: int):
 
     Returns:
         (data, batches). `data` is a replicated dict `image`, `label`, or None for a stream.
-        `batches(n)` iterates over host batches from number n on, without end: `index` alone, or
-        with `image` and `label`. `rows` turns either into the batch of the step.
+        `batches(n)` iterates over batches from number n on, without end: `index` alone, or with
+        `image` and `label`, of which each host reads its own rows. `rows` turns either into the
+        batch of the step.
     """
     if examples.images is None or examples.images.nbytes > limit:
-        stream = lambda n: loader.stream(examples, batch_size=batch_size, seed=seed, start=n)
+        own = devices.own(batch_size)
+        stream = lambda n: map(
+            devices.join,
+            loader.stream(examples, batch_size=batch_size, seed=seed, start=n, own=own),
+        )
         return None, stream
 
     labels = np.zeros(len(examples), np.int32) if examples.labels is None else examples.labels

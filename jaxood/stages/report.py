@@ -7,11 +7,11 @@ from collections import Counter
 import ml_collections
 import numpy as np
 
-from jaxood import artefacts, console
+from jaxood import artefacts, console, hosts
 from jaxood import config as configs
 from jaxood.errors import ConfigError, unknown
 from jaxood.report import figures, grid, page, published, results, tables, terminal
-from jaxood.stages import common, score, synthesise
+from jaxood.stages import common, score, synthesise, words
 from jaxood.stages.common import Context
 from jaxood.stages.parts import restorers, scorers
 from jaxood.stages.sections import SECTIONS
@@ -32,6 +32,7 @@ def inputs(config) -> tuple[str, ...]:
     made = ()
     if 'synthesise' in config.stages and synthesise.applies(config):
         made = synthesise.inputs(config)
+        made += words.inputs(config) if synthesise.reads_words(config) else ()
     pixels = tuple(s for s in ('reconstruct_pixels',) if s in config.stages)
     return ('score', *score.inputs(config), *made, *pixels)
 
@@ -120,13 +121,10 @@ def run(context: Context) -> dict:
         verdict = tables.verdict(summary, c.score, chief, comparisons)
     main = next(r for r in runs if r.arm == chief)
     told = {k: v.tell(context) for k, v in SECTIONS.items() if v.applies(main.config)}
-    results.write_results(
-        context.artefact.folder,
-        rows,
-        summary
-        | {'verdict': verdict, 'grids': grids}
-        | {'sections': {name: found for name, (found, _) in told.items()}},
-    )
+    whole = summary | {'verdict': verdict, 'grids': grids}
+    whole |= {'sections': {name: found for name, (found, _) in told.items()}}
+    if hosts.first():
+        results.write_results(context.artefact.folder, rows, whole)
     if c.get('openood'):
         for name, text in results.openood(scored, data.groups, facts).items():
             artefacts.write(context.artefact / name, text)
@@ -160,7 +158,8 @@ def run(context: Context) -> dict:
         settings=ml_collections.ConfigDict(configs.plain(main.config)).to_yaml(),
         facts=context.repro,
     )
-    page.write_report(context.artefact / 'report.html', content)
+    if hosts.first():
+        page.write_report(context.artefact / 'report.html', content)
     return {}
 
 
@@ -206,6 +205,8 @@ def describe_outliers(config) -> str:
     made = outliers.pop('name')
     if made == 'none':
         return made
+    if outliers.pop('source', None) and synthesise.takes_given(config):
+        outliers = {'of': dataset_name(config.outliers.source)} | outliers
     details = (f'{k}={v}' for k, v in outliers.items() if k not in synthesise.LAYOUT)
     return f'{made} ({", ".join(details)}, filter {config.filter.name})'
 
@@ -318,7 +319,7 @@ def galleries(context: Context) -> dict[str, page.Outliers]:
             num_candidates=len(index) if filtered else None,
             num_kept=sum(row['kept'] for row in index) if filtered else None,
             reasons=Counter(_reason(row) for row in index if not row['kept']),
-            kept=figures.gallery(artefacts.load(folder / 'outliers.npz')['images'][:count], 16),
+            kept=figures.gallery(artefacts.load_table(folder / 'outliers')['images'][:count], 16),
             rejected=figures.gallery(
                 artefacts.load(folder / 'rejected.npz')['images'][: count // 2], 16
             ),
@@ -412,4 +413,8 @@ def _first_runs(context: Context):
 
 
 def _reason(row) -> str:
-    return 'judges are as sure of a class as of ID images' if 'why' in row else ''
+    if 'why' not in row:
+        return ''
+    if 'margin' in row:
+        return 'CLIP sees an ID class rather than the word'
+    return 'judges are as sure of a class as of ID images'

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from jaxood import artefacts, console, detectors, metrics
+from jaxood import artefacts, console, metrics
 from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError
 from jaxood.report import tables
@@ -69,8 +69,7 @@ def needs_labels(config) -> bool:
 
 def classifies(config) -> bool:
     """Whether the network's logits stand for the ID classes."""
-    trained = detector(config) == 'train_detector'
-    return not trained or detectors.DETECTORS[config.detector.name].classifies
+    return detector(config) != 'train_detector' or train_detector.classifies(config)
 
 
 def settings(config) -> dict:
@@ -163,7 +162,7 @@ def run(context: Context) -> dict:
         artefacts.write(context.artefact / f'{method.label}.json', sidecar)
     embedded = {k: known[k]['features'][:EMBEDDED] for k in (TEST, *data.ood)}
     if 'synthesise' in context.inputs:
-        outliers = artefacts.load(context.inputs['synthesise'] / 'outliers.npz')['images']
+        outliers = artefacts.load_table(context.inputs['synthesise'] / 'outliers')['images']
         embedded['outliers'] = network.outputs(Examples(outliers[:EMBEDDED]))['features']
     artefacts.save(context.artefact / 'features.npz', **embedded)
     passed = networks.find_features(context.store, network.key, data.id.test.digest).done

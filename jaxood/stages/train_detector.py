@@ -17,7 +17,8 @@ SEES = 'id'
 ACROSS = False
 NEEDS = ('outliers', 'backbone', 'head', 'detector')
 PUBLISHED = ()
-INITIAL = ('weights', PSEUDO)  # where a backbone may begin, if not at random
+PRETRAINED = 'pretrained'
+INITIAL = (PRETRAINED, 'weights', PSEUDO)  # where a network may begin, if not at random
 
 
 def applies(config) -> bool:
@@ -25,11 +26,27 @@ def applies(config) -> bool:
 
 
 def inputs(config) -> tuple[str, ...]:
-    return common.labelling(config) + (('synthesise',) if uses_outliers(config) else ())
+    begins = ('pretrain_detector',) if config.detector.get('init') == PRETRAINED else ()
+    return common.labelling(config) + begins + (('synthesise',) if uses_outliers(config) else ())
 
 
 def uses_outliers(config) -> bool:
     return config.outliers.name != 'none'
+
+
+def begins_whole(config) -> bool:
+    """Whether a network begins with its head, too, as a classifier of the ID classes.
+
+    A pretrained one does, and one with given weights that has a linear head like theirs.
+    """
+    init = config.detector.get('init')
+    return init == PRETRAINED or (init == 'weights' and config.head.name == 'linear')
+
+
+def classifies(config) -> bool:
+    """Whether the detector's logits stand for the ID classes."""
+    method = detectors.DETECTORS[config.detector.name]
+    return method.classifies or (not method.trains and begins_whole(config))
 
 
 def needs_labels(config) -> bool:
@@ -42,6 +59,7 @@ def settings(config) -> dict:
     )
     if config.detector.get('init') == 'weights':
         used['digest'] = load_weights.load(config.weights).digest
+        used |= {'whole': True} if begins_whole(config) else {}
     return used
 
 
@@ -57,7 +75,8 @@ def check(config) -> None:
         )
     if c.get('init') is not None:
         common.check_name(INITIAL, c.init, f'{where}.init')
-        _check_initial(config)
+        if c.init != PRETRAINED:
+            _check_initial(config)
     if config.preprocessing.get('size') is not None:
         configs.whole(config.preprocessing, 'config.preprocessing', 'size')
     reads = method.uses_outliers
@@ -80,6 +99,14 @@ def check(config) -> None:
 
 def fits(config, data, devices) -> None:
     c, where, number = config.detector, 'config.detector', 0
+    if c.get('init') == 'weights' and begins_whole(config):
+        found = load_weights.load(config.weights)
+        if found.num_classes != data.num_classes:
+            raise ConfigError(
+                f"{where}.init='weights', but config.weights={config.weights!r} classifies "
+                f'{found.num_classes} classes, the ID set has {data.num_classes}. Take weights '
+                'that were trained on this ID set, or the set that they were trained on.'
+            )
     if uses_outliers(config):
         number = classifiers.outliers_per_batch(c)
         _check_number(config, synthesise.number(config, data))
@@ -124,12 +151,12 @@ def run(context: Context) -> dict:
 
 def _outliers(artefact) -> dict[str, np.ndarray]:
     """What a training reads of outliers, and of the controls among them, which are ID images."""
-    found = artefacts.load(artefact / 'outliers.npz')
-    path = artefact / 'controls.npz'
-    parts = [found, artefacts.load(path)] if path.exists() else [found]
-    read = {'outlier_image': np.concatenate([part['images'] for part in parts])}
+    found, controls = (artefacts.load_table(artefact / k) for k in ('outliers', 'controls'))
+    parts = [found, controls] if controls else [found]
+    join = lambda name: np.concatenate([p[name] for p in parts]) if controls else found[name]
+    read = {'outlier_image': join('images')}
     if 'label' in found:
-        read['outlier_label'] = np.concatenate([part['label'] for part in parts])
+        read['outlier_label'] = join('label')
         flags = [np.full(len(part['images']), part is not found) for part in parts]
         read['outlier_is_id'] = np.concatenate(flags)
     return read
@@ -163,9 +190,14 @@ def _whole(backbone):
 
 def _initial(context: Context):
     """The variables that `init` begins with; None for random ones."""
-    init = context.config.detector.get('init')
+    config = context.config
+    init = config.detector.get('init')
+    if init is None:
+        return None
     if init == 'weights':
-        return load_weights.load(context.config.weights).variables
-    if init == PSEUDO:
-        return checkpoint.load_weights(context.inputs[PSEUDO] / 'weights')
-    return None
+        found = load_weights.load(config.weights).variables
+    else:
+        stage = 'pretrain_detector' if init == PRETRAINED else PSEUDO
+        found = checkpoint.load_weights(context.inputs[stage] / 'weights')
+    parts = ('backbone', 'head') if begins_whole(config) else ('backbone',)
+    return {kind: {k: v[k] for k in parts if k in v} for kind, v in found.items()}

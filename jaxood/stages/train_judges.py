@@ -20,7 +20,7 @@ PUBLISHED = ()
 
 
 def applies(config) -> bool:
-    return config.outliers.name != 'none' and config.filter.name != 'none'
+    return config.outliers.name != 'none' and config.filter.name not in ('none', 'clip')
 
 
 def inputs(config) -> tuple[str, ...]:
@@ -40,6 +40,9 @@ def settings(config) -> dict:
 def check(config) -> None:
     c, where = config.filter, 'config.filter'
     common.check_name(leaks.FILTERS, c.name, f'{where}.name')
+    for key in ('quantile', 'count', 'backbone', 'training'):
+        if c.get(key) is None:
+            raise ConfigError(f'{where}.{key} is missing: the judges cannot do without it.')
     configs.whole(c, where, 'count')
     configs.within(c, where, 'quantile', 0.0, 1.0)
     classifiers.check(config, c.training, f'{where}.training')

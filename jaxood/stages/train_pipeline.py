@@ -1,9 +1,12 @@
 """Trains a small Stable Diffusion on captioned images: CLIP, then the autoencoder, then the U-Net.
 
 What comes out lies in `pipeline/`, a folder in diffusers' layout (and `pipeline/clip/`, the whole
-CLIP), which everything that speaks Stable Diffusion reads.
+CLIP), which everything that speaks Stable Diffusion reads. Where it is a means to an end, its
+images may be others than the run's: `config.pipeline.data` has the keys of `config.data` that
+differ, such as fewer classes held out.
 """
 
+import dataclasses
 import functools
 import io
 import json
@@ -13,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxood import artefacts, console
+from jaxood import artefacts, console, hosts
 from jaxood import config as configs
 from jaxood.data import augment, captions
 from jaxood.diffusion import PREDICTIONS, process
-from jaxood.errors import ConfigError
+from jaxood.errors import ConfigError, unknown
 from jaxood.losses import contrastive
 from jaxood.models.clip import tokenizer, vision
 from jaxood.models.components import COMPONENTS
@@ -27,10 +30,11 @@ from jaxood.models.stable_diffusion import fresh, pipeline
 from jaxood.rng import key_each, key_for, seed_for
 from jaxood.stages import common
 from jaxood.stages.common import Context
+from jaxood.stages.parts import texts as generators
 from jaxood.train import checkpoint, loop, state
 
 VERSION = 1
-SEES = 'id'
+SEES = 'none'  # of the run's images; its own are among the settings
 ACROSS = False
 NEEDS = ('pipeline',)
 PUBLISHED = ('pipeline/*.json', 'pipeline/*/*.*', 'samples.png', 'samples.json')
@@ -39,7 +43,7 @@ SAMPLES = 8  # columns of the contact sheet
 
 
 def applies(config) -> bool:
-    return True
+    return not generators.reads(config) or generators.trained_here(config)
 
 
 def inputs(config) -> tuple[str, ...]:
@@ -51,11 +55,21 @@ def needs_labels(config) -> bool:
 
 
 def settings(config) -> dict:
-    return common.settings(config, 'seed', 'dtype', 'pipeline')
+    used = common.settings(config, 'seed', 'dtype', 'pipeline')
+    used['pipeline'].pop('data', None)
+    return used | {'images': own_data(config).digest('id')}
+
+
+def own_data(config) -> common.Data:
+    """What it learns from: the run's images, unless `config.pipeline.data` says otherwise."""
+    return common.load_data(config, config.pipeline.get('data'))
 
 
 def check(config) -> None:
     c, where = config.pipeline, 'config.pipeline'
+    for key in c.get('data') or ():
+        if key not in configs.SECTIONS['data']:
+            raise ConfigError(unknown(f'{where}.data.{key}', key, configs.SECTIONS['data']))
     configs.whole(c, where, 'positions', 'samples', 'sampling_steps')
     configs.within(c, where, 'guidance', -np.inf, np.inf)
     configs.within(c, where, 'plain', 0.0, 1.0)
@@ -74,7 +88,7 @@ def check(config) -> None:
 
 
 def fits(config, data, devices) -> None:
-    c, where = config.pipeline, 'config.pipeline'
+    c, where, data = config.pipeline, 'config.pipeline', own_data(config)
     height, width, channels = data.shape
     factor = 2 ** (len(c.autoencoder.channels) - 1)
     if height != width or height % factor or channels != 3:
@@ -82,8 +96,8 @@ def fits(config, data, devices) -> None:
             f'{where}: images of {height} x {width} pixels and {channels} channels. They must be '
             f'square, a multiple of {factor} and in colour: set config.data.size and channels=3.'
         )
-    images = data.id.train.images
-    if images is None or images.nbytes > config.data.device_limit:
+    train = data.id.train.images
+    if train is None or train.nbytes > config.data.device_limit:
         raise ConfigError(
             'config.data.device_limit: the images must fit on the device, for compositions look at '
             'two of them. Raise it, or give fewer or smaller images.'
@@ -133,6 +147,7 @@ def describe(config, data) -> dict[str, dict]:
 
 
 def run(context: Context) -> dict:
+    context = dataclasses.replace(context, data=own_data(context.config))
     config, data = context.config, context.data
     described, words = describe(config, data), tokenizer.learn(texts(config, data))
     make = tokenizer.Tokenizer(tokenizer.build(*words), length=config.pipeline.positions)
@@ -179,7 +194,9 @@ def run(context: Context) -> dict:
     place = pathlib.Path(context.artefact / 'pipeline')
     params = {'clip': trained['clip'], 'text_encoder': text, 'unet': trained['unet']}
     params['vae'] = trained['autoencoder']
-    fresh.write(place, described, params, words, length=config.pipeline.positions)
+    if hosts.first():
+        fresh.write(place, described, params, words, length=config.pipeline.positions)
+    hosts.barrier()
     return facts | {'parameters': parameters(params)} | examine(context, place)
 
 
@@ -199,7 +216,7 @@ def fit(context: Context, part: str, initial, loss_fn, frozen=None):
     config, data, devices = context.config, context.data, context.devices
     training, where = config.pipeline[part].training, f'config.pipeline.{part}.training'
     folder = context.artefact / part
-    if (folder / 'facts.json').exists():
+    if artefacts.exists(folder / 'facts.json'):
         weights = checkpoint.load_weights(folder / 'weights')
         return weights, json.loads((folder / 'facts.json').read_text())
     tx = configs.build(

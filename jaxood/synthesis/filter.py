@@ -3,7 +3,8 @@
 A generator that learned the ID images often renders one when asked for something between two
 classes. A detector that must be unsure about such an image unlearns its class. Judges, a small
 ensemble trained on the ID images alone, tell: what they are as sure of as of ID images they have
-never seen is rejected. (Our choice; off in variants that reproduce a paper.)
+never seen is rejected. Of images that were painted from words, CLIP tells without any training
+whether they show the word, or an ID class. (Our choice; off in variants that reproduce a paper.)
 """
 
 import jax
@@ -32,4 +33,16 @@ def threshold(id_uncertainty: np.ndarray, *, quantile: float) -> float:
     return float(np.quantile(id_uncertainty.astype(np.float64), 1.0 - quantile))
 
 
-FILTERS = ('none', 'judges')
+def margin(images: np.ndarray, words: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """cos(E'(x), T(prompt(w))) - max_y cos(E'(x), T(prompt(y))), float32[B]: above 0, CLIP would
+    rather say that the image shows its word than any ID class.
+
+    Args:
+        images: float32[B, D], CLIP's embeddings of length 1.
+        words: float32[B, D], of each image's prompt.
+        classes: float32[C, D], of the class names' prompts.
+    """
+    return np.sum(images * words, axis=1) - np.max(images @ classes.T, axis=1)
+
+
+FILTERS = ('none', 'judges', 'clip')

@@ -44,12 +44,9 @@ def build(
         with renoise, `level` (t, 0 for candidates as rendered).
     """
     mixed = lookup(MIXES, mix, 'mix')
-    if not 0.0 <= low <= high <= 1.0:
-        raise UserError(f'low={low} and high={high} must satisfy 0 <= low <= high <= 1.')
+    check(num_classes, low=low, high=high)
     if not 0.0 <= renoise <= 1.0:
         raise UserError(f'renoise={renoise} is a share and must lie between 0 and 1.')
-    if num_classes < 2:
-        raise UserError(f'mixing labels needs two classes or more; the ID set has {num_classes}.')
 
     def rows(shared, index, key):
         first, second, weight = draw(key, index, num_classes=num_classes, low=low, high=high)
@@ -66,6 +63,14 @@ def build(
         return {'image': image} | facts
 
     return rows
+
+
+def check(num_classes: int, *, low: float, high: float) -> None:
+    """Raises UserError for what `draw` cannot draw from."""
+    if not 0.0 <= low <= high <= 1.0:
+        raise UserError(f'low={low} and high={high} must satisfy 0 <= low <= high <= 1.')
+    if num_classes < 2:
+        raise UserError(f'mixing labels needs two classes or more; the ID set has {num_classes}.')
 
 
 def draw(key, index, *, num_classes: int, low: float, high: float):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxood.data.augment import to_unit
-from jaxood.errors import UserError
 from jaxood.rng import key_each, key_for
 from jaxood.synthesis import label_mixup
 
@@ -24,8 +23,22 @@ def build(labels, num_classes, *, low: float = 0.3, high: float = 0.7):
         rows; beside `image` it gives `first`, `second`, `weight`, and the two rows `of_first`,
         `of_second`.
     """
-    if not 0.0 <= low <= high <= 1.0:
-        raise UserError(f'low={low} and high={high} must satisfy 0 <= low <= high <= 1.')
+    draw = pairs(labels, num_classes, low=low, high=high)
+
+    def rows(shared, index, key):
+        facts = draw(key, index)
+        x_i, x_j = (to_unit(shared['images'][facts[k]]) for k in ('of_first', 'of_second'))
+        w = facts['weight'][:, None, None, None]
+        return {'image': w * x_i + (1.0 - w) * x_j} | facts
+
+    return rows
+
+
+def pairs(labels, num_classes: int, *, low: float, high: float):
+    """`draw(key, index)` -> the facts of candidates `index`: `first`, `second` and `weight` as
+    `label_mixup.draw` has them, and a random training row of each class, `of_first`, `of_second`.
+    """
+    label_mixup.check(num_classes, low=low, high=high)
     counts = np.bincount(labels, minlength=num_classes)
     by_class = jnp.asarray(np.argsort(labels, kind='stable'), jnp.int32)
     starts = jnp.asarray(np.cumsum(counts) - counts, jnp.int32)
@@ -36,7 +49,7 @@ def build(labels, num_classes, *, low: float = 0.3, high: float = 0.7):
         at = jax.vmap(lambda k, n: jax.random.randint(k, (), 0, n))(keys, counts[classes])
         return by_class[starts[classes] + at]
 
-    def rows(shared, index, key):
+    def draw(key, index):
         first, second, weight = label_mixup.draw(
             key, index, num_classes=num_classes, low=low, high=high
         )
@@ -44,10 +57,7 @@ def build(labels, num_classes, *, low: float = 0.3, high: float = 0.7):
             pick(key_each(key_for(key, purpose), index), classes)
             for purpose, classes in (('first', first), ('second', second))
         )
-        x_i, x_j = (to_unit(shared['images'][row]) for row in (of_first, of_second))
-        w = weight[:, None, None, None]
         facts = {'first': first, 'second': second, 'weight': weight}
-        facts |= {'of_first': of_first, 'of_second': of_second}
-        return {'image': w * x_i + (1.0 - w) * x_j} | facts
+        return facts | {'of_first': of_first, 'of_second': of_second}
 
-    return rows
+    return draw

@@ -1,4 +1,4 @@
-"""Saving and restoring train states and weights, by Orbax."""
+"""Saving and restoring train states and weights, by Orbax, which has all hosts save together."""
 
 import contextlib
 import os

@@ -10,13 +10,15 @@ import optax
 
 from jaxood import console
 from jaxood.errors import UserError
-from jaxood.parallel import Devices
+from jaxood.parallel import Devices, fetch
 from jaxood.train.checkpoint import Checkpoints
 from jaxood.train.state import TrainState, ema_decay
 
 
-def train_step(state, data, batch, key, *, loss_fn, tx, ema_limit=None, axis_name=None):
-    """One update. Under sharded jit means are global; under pmap `axis_name` makes them so.
+def train_step(state, data, batch, key, *, loss_fn, tx, first=None, ema_limit=None, axis_name=None):
+    """One update, or with `first` two.
+
+    Under sharded jit means are global; under pmap `axis_name` makes them so.
 
     Args:
         state: a `TrainState`.
@@ -24,24 +26,46 @@ def train_step(state, data, batch, key, *, loss_fn, tx, ema_limit=None, axis_nam
         batch: the rows of this step; `loss_fn` derives a key for each from `batch['index']`.
         key: the run's key; the step's number is folded in here.
         loss_fn: `(params, extra, data, batch, key, step) -> (loss, (extra, metrics))`.
+        first: `(another loss_fn, a step)`: from that step on this loss makes an update on the same
+            rows before `loss_fn` makes its own. The learning rate counts the two as one.
         ema_limit: the largest decay of the weights' moving average; None keeps no average.
 
     Returns:
-        (the next state, metrics as scalars).
+        (the next state, metrics as scalars, those of `loss_fn`).
     """
     key = jax.random.fold_in(key, state.step)
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (_, (extra, metrics)), grads = grad_fn(state.params, state.extra, data, batch, key, state.step)
-    if axis_name is not None:
-        grads, extra, metrics = jax.lax.pmean((grads, extra, metrics), axis_name)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+
+    def update(loss_fn, params, opt_state, extra):
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (extra, metrics)), grads = grad_fn(params, extra, data, batch, key, state.step)
+        if axis_name is not None:
+            grads, extra, metrics = jax.lax.pmean((grads, extra, metrics), axis_name)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        metrics |= {'grad_norm': optax.tree.norm(grads)}
+        return (optax.apply_updates(params, updates), opt_state, extra), metrics
+
+    before = (state.params, state.opt_state, state.extra)
+    if first is not None:
+        loss, begin = first
+
+        def twice(params, opt_state, extra):
+            (params, after, extra), _ = update(loss, params, opt_state, extra)
+            return params, _same_clock(after, opt_state), extra
+
+        before = jax.lax.cond(state.step >= begin, twice, lambda *same: same, *before)
+    (params, opt_state, extra), metrics = update(loss_fn, *before)
     ema = state.ema
     if ema_limit is not None:
         decay = ema_decay(state.step, limit=ema_limit)
         ema = optax.incremental_update(params, state.ema, 1.0 - decay)
-    metrics |= {'grad_norm': optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, ema, opt_state, extra), metrics
+
+
+def _same_clock(opt_state, before):
+    """An optimiser's state with the learning rate's place in its schedule as it was before."""
+    clock = lambda state: isinstance(state, optax.ScaleByScheduleState)
+    keep = lambda after, before: before if clock(after) else after
+    return jax.tree.map(keep, opt_state, before, is_leaf=clock)
 
 
 def fit(
@@ -69,7 +93,7 @@ def fit(
         folder: keeps `checkpoints/` while training, and `log.jsonl`.
 
     Returns:
-        The final state, as from one device, and facts: seconds, images_per_s (compilation and
+        The final state, on the host, and facts: seconds, images_per_s (compilation and
         checkpoints left out), the last metrics.
 
     Raises:
@@ -77,11 +101,12 @@ def fit(
     """
     checkpoints = Checkpoints(folder / 'checkpoints')
     log = console.Log(folder / 'log.jsonl')
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        state = restored
-    first = int(state.step)
     state = devices.replicate(state)
+    restored = checkpoints.restore(devices.unreplicate(state))
+    if restored is not None:
+        state = devices.replicate(restored)
+    first = int(devices.unreplicate(state).step)
+    key = devices.replicate(key) if devices.mode == 'jit' else key
     progress = console.Progress(what, steps, start=first)
     batches = feed(first)
     pending, last = [], {}
@@ -108,7 +133,7 @@ def fit(
     checkpoints.close()
     facts = {'images_per_s': round(speed, 1), **last} if last else {}
     progress.close(**{k: facts[k] for k in ('loss', 'images_per_s') if k in facts})
-    return devices.unreplicate(state), facts
+    return fetch(devices.unreplicate(state)), facts
 
 
 def _means(metrics, done, what):

@@ -41,18 +41,25 @@ def sgd(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     nesterov: bool = True,
+    clip: float | None = None,
 ) -> optax.GradientTransformation:
     """SGD with Nesterov momentum, cosine to `final_learning_rate` over `steps`, coupled decay.
 
     The recipe of the outlier-exposure family (official code, hendrycks/outlier-exposure): weight
     decay is added to the gradient of every parameter before the momentum.
+
+    Args:
+        clip: the largest global norm of the loss's gradient (DOE's official code: 1); None does not
+            clip.
     """
     _check_rate(learning_rate)
     schedule = optax.cosine_decay_schedule(
         learning_rate, steps, alpha=final_learning_rate / learning_rate
     )
     return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum, nesterov=nesterov)
+        *_clipping(clip),
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(schedule, momentum, nesterov=nesterov),
     )
 
 
@@ -76,13 +83,11 @@ def adam(
     _check_rate(learning_rate)
     if not 0 <= warmup < steps:
         raise UserError(f'warmup={warmup} must be less than the {steps} steps there are.')
-    if clip is not None and not clip > 0.0:
-        raise UserError(f'clip={clip} must be above 0, or None for no clipping.')
     final = learning_rate if final_learning_rate is None else final_learning_rate
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else learning_rate, learning_rate, warmup, steps, end_value=final
     )
-    before = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    before = _clipping(clip)
     before += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     return optax.chain(*before, optax.adam(schedule))
 
@@ -94,6 +99,14 @@ def adamw(
     code 1e-5 and 0.02)."""
     _check_rate(learning_rate)
     return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+
+def _clipping(clip):
+    if clip is None:
+        return []
+    if not clip > 0.0:
+        raise UserError(f'clip={clip} must be above 0, or None for no clipping.')
+    return [optax.clip_by_global_norm(clip)]
 
 
 def _check_rate(learning_rate):

@@ -74,7 +74,7 @@ def test_index_accounts_for_every_candidate(finished):
     assert [row['outlier'] for row in kept] == list(range(config.outliers.count))
     assert all('why' in row for row in index if not row['kept'])
     assert all(row['first'] != row['second'] for row in index)
-    images = artefacts.load(epath.Path(place / 'outliers.npz'))['images']
+    images = artefacts.load_table(epath.Path(place / 'outliers'))['images']
     assert images.shape == (config.outliers.count, 8, 8, 1)
     assert images.dtype == np.uint8
 
@@ -149,7 +149,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(finished, tmp_path):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     for arm in ('noise', 'diffusion'):
         ours, theirs = (made(f, 'synthesise', arm) for f in (folder, tmp_path))
-        for name in ('outliers.npz', 'rejected.npz', 'index.jsonl'):
+        for name in ('outliers/images.npy', 'rejected.npz', 'index.jsonl'):
             assert (ours / name).read_bytes() == (theirs / name).read_bytes()
     left = [
         p for p in tmp_path.rglob('*') if p.name in ('checkpoints', 'shards') or '-tmp' in p.name
@@ -197,7 +197,7 @@ def test_the_leak_filter_does_not_depend_on_batch_or_devices(finished, tmp_path)
         assert {k: row[k] for k in ('candidate', 'outlier', 'first', 'second')} == {
             k: other[k] for k in ('candidate', 'outlier', 'first', 'second')
         }
-    a, b = (artefacts.load(epath.Path(f / 'outliers.npz'))['images'] for f in (ours, theirs))
+    a, b = (artefacts.load_table(epath.Path(f / 'outliers'))['images'] for f in (ours, theirs))
     assert np.abs(a.astype(int) - b).max() <= 1
 
 

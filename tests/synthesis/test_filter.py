@@ -55,3 +55,11 @@ def test_a_larger_quantile_lets_more_pass():
     thresholds = [leaks.threshold(known, quantile=q) for q in (0.01, 0.1, 0.5, 0.9)]
     assert thresholds == sorted(thresholds, reverse=True)
     assert len(set(thresholds)) == 4
+
+
+def test_the_margin_is_that_of_the_word_over_the_likeliest_class():
+    images = np.array([[1.0, 0.0], [0.6, 0.8]], np.float32)
+    words = np.array([[0.0, 1.0], [0.6, 0.8]], np.float32)
+    classes = np.array([[1.0, 0.0], [0.0, -1.0]], np.float32)
+    np.testing.assert_allclose(leaks.margin(images, words, classes), [0 - 1, 1 - 0.6], atol=1e-6)
+    assert (leaks.margin(words, words, classes[1:]) > 0).all()

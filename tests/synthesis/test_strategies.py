@@ -1,6 +1,7 @@
 """What holds for every strategy: candidate i comes from (key, i) alone."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxood.diffusion import schedules
+from jaxood.models.stable_diffusion.pipeline import Networks
 from jaxood.rng import key_each
-from jaxood.synthesis import STRATEGIES
+from jaxood.synthesis import STRATEGIES, wordnet_prompts
 
 SHAPE, CLASSES = (4, 6, 3), 4
 
@@ -22,6 +24,25 @@ def generate(shared, x_start, bind, key, index):
     return jnp.tanh(x + noise)
 
 
+class Painter(NamedTuple):
+    """Stands in for a text-to-image model likewise; its latents are the images."""
+
+    networks: Networks = Networks(None, None, None)
+
+    def noise(self, key, index):
+        return jax.vmap(lambda k: jax.random.normal(k, SHAPE))(key_each(key, index))
+
+    def encode(self, shared, images):
+        return images
+
+    def decode(self, shared, latents):
+        return jnp.tanh(2.0 * latents)
+
+    def paint(self, shared, latents, context, key, index, *, depth=None):
+        towards = jnp.mean(context, axis=1)[:, None, None, :]
+        return self.decode(shared, latents + shared['guidance'] * towards)
+
+
 OFFERS = {
     'shape': SHAPE,
     'num_classes': CLASSES,
@@ -29,7 +50,10 @@ OFFERS = {
     'edit': generate,
     'alpha_bar': schedules.cosine(100),
     'labels': np.array([3, 1, 0, 2, 1, 3, 2, 0, 0]),
+    'painter': Painter(),
+    'given': 9,
 }
+ANCHORS = ([('cat', 0.9), ('lynx', 0.8)], [('truck', 0.7)], [], [('cat', 0.5), ('mug', 0.4)] * 2)
 IMAGES = np.random.default_rng(0).integers(256, size=(9, *SHAPE), dtype=np.uint8)
 # Settings that use all a strategy has, by its name; the defaults are always tried.
 MORE = {
@@ -48,10 +72,11 @@ def program(name, keywords):
 
 def rows(name, keywords, index, seed=0):
     make = program(name, tuple(keywords.items()))
-    made = make(
-        {'guidance': 1.0, 'images': IMAGES}, np.array(index, np.int32), jax.random.key(seed)
-    )
-    return jax.device_get(made)
+    shared = {'guidance': 1.0, 'images': IMAGES, 'given': IMAGES}
+    shared['anchors'], words = wordnet_prompts.arrange(ANCHORS)
+    shared['contexts'] = np.random.default_rng(2).normal(size=(4, 5, 3)).astype(np.float32)
+    assert len(words) <= len(shared['contexts'])
+    return jax.device_get(make(shared, np.array(index, np.int32), jax.random.key(seed)))
 
 
 @every_strategy

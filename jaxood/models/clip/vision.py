@@ -20,6 +20,22 @@ def normalised(pixels: jax.Array) -> jax.Array:
     return (pixels - jnp.array(MEAN)) / jnp.array(STD)
 
 
+def fitted(pixels: jax.Array, size: int) -> jax.Array:
+    """Images in [0, 1], [B, H, W, C], as OpenAI's code prepares them: [B, size, size, C].
+
+    The shorter side becomes `size`, bicubic and antialiased, of the longer one the middle is cut
+    out. Images of that size stay as they are.
+    """
+    height, width = pixels.shape[1:3]
+    if (height, width) == (size, size):
+        return pixels
+    sides = [round(size * side / min(height, width)) for side in (height, width)]
+    shape = (pixels.shape[0], *sides, pixels.shape[3])
+    large = jnp.clip(jax.image.resize(pixels, shape, 'cubic', antialias=True), 0.0, 1.0)
+    top, left = ((side - size) // 2 for side in sides)
+    return large[:, top : top + size, left : left + size]
+
+
 class Patches(nn.Module):
     """A class token and the patches, each with its position."""
 

@@ -4,5 +4,6 @@ networks     a trained network over images, by shards; its outputs on a set are 
 restorers    a trained restorer over those features; its restorations are kept
 classifiers  the training of a classifier, for detectors and judges
 scan         the three trainings of SCAN
+texts        the text-to-image generator that a config names, or that the run has trained
 scorers      scores fitted on a network's outputs, their settings chosen, their results kept
 """

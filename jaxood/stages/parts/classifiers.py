@@ -11,6 +11,7 @@ import optax
 from jaxood import config as configs
 from jaxood import detectors
 from jaxood.data import augment, loader
+from jaxood.data.examples import Examples
 from jaxood.errors import ConfigError, blame
 from jaxood.models.initial import compile_init
 from jaxood.rng import key_for, seed_for
@@ -63,16 +64,16 @@ def fits(config, data, devices, model, section, where: str, num_outliers: int = 
         with common.rehearsal('config.backbone'):
             jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(one), train=False))
         return
-    loss = _loss(
-        *(model, section['name'], configs.freeze(keywords), frozen(section, model, where)),
-        *_augmentation(config, section),
-    )
+    of = (model, section['name'], configs.freeze(keywords), frozen(section, model, where))
+    of += _augmentation(config, section)
+    loss, first = _loss(*of), _first(*of)
+    losses = [loss] if first is None else [first[0], loss]
 
     def step(batch):
         key = jax.random.key(0)
         variables = model.init(key, jnp.zeros(one), train=False)
-        extra = method.init_extra(variables)
-        return loss(variables['params'], extra, None, batch, key, jnp.zeros((), jnp.int32))
+        args = (variables['params'], method.init_extra(variables), None, batch, key)
+        return [loss(*args, jnp.zeros((), jnp.int32)) for loss in losses]
 
     with common.rehearsal(where):
         jax.eval_shape(step, batch)
@@ -97,7 +98,8 @@ def fit(
         section: method name, its keywords, and `config.SECTIONS['detector']`'s own keys.
         purpose: sets this training's randomness apart from all others under the same seed.
         outliers: `outlier_image` uint8[M, H, W, C] and what else is known of each, or None.
-        initial: variables of a backbone to begin with, in place of random ones.
+        initial: the parts of the variables that are given, in place of random ones:
+            {'params': {'backbone': ..., 'head': ...}, 'batch_stats': ...}, or less.
 
     Returns:
         (variables {'params', 'batch_stats'} as from one device, facts).
@@ -108,7 +110,7 @@ def fit(
     one = (1, *networks.sees(context.config, train.shape))
     variables = _init(model)(key_for(root, 'init'), jnp.zeros(one))
     if initial is not None:
-        variables = {k: v | {'backbone': initial[k]['backbone']} for k, v in variables.items()}
+        variables = {k: v | initial.get(k, {}) for k, v in variables.items()}
     if not method.trains:
         return jax.device_get(variables), {}
     optimizer, optimizer_keywords = configs.pick(
@@ -135,7 +137,9 @@ def fit(
     if outliers is not None:
         num_outliers = outliers_per_batch(section)
         data, feed = _with_outliers(
-            data, feed, outliers, devices, num_outliers, seed_for(seed, *purpose, 'outlier batches')
+            *(data, feed, outliers, devices, num_outliers),
+            seed=seed_for(seed, *purpose, 'outlier batches'),
+            limit=context.config.data.device_limit,
         )
     final, facts = loop.fit(
         start,
@@ -151,7 +155,8 @@ def fit(
         log_every=section['log_every'],
         checkpoint_every=section['checkpoint_every'],
     )
-    return {'params': final.params, **final.extra}, facts
+    own = {k: final.extra[k] for k in variables if k != 'params'}  # the model's, not the method's
+    return {'params': final.params, **own}, facts
 
 
 def network(context: common.Context, model, variables) -> networks.Network:
@@ -215,15 +220,30 @@ def _init(model):
 @functools.cache
 def _step(devices, model, method, keywords, optimizer, stays, *augmentation):
     """The compiled training step. Memoised: arms and seeds that train alike compile once."""
-    loss = _loss(model, method, keywords, stays, *augmentation)
+    of = (model, method, keywords, stays, *augmentation)
     name, optimizer_keywords, steps = optimizer
     tx = thaw(state.OPTIMIZERS[name](steps=steps, **dict(optimizer_keywords)), stays)
-    return devices.compile_step(functools.partial(loop.train_step, loss_fn=loss, tx=tx))
+    step = functools.partial(loop.train_step, loss_fn=_loss(*of), tx=tx, first=_first(*of))
+    return devices.compile_step(step)
 
 
-def _loss(model, method, keywords, stays, crop, flip, noise, preprocessing):
+def _loss(model, method, keywords, stays, *augmentation):
     """The `loss_fn` of `loop.train_step` for one of the methods."""
-    loss_fn = functools.partial(detectors.DETECTORS[method].loss_fn, model=model, **dict(keywords))
+    loss_fn = functools.partial(detectors.DETECTORS[method].loss_fn, **dict(keywords))
+    return _of_rows(loss_fn, model, stays, *augmentation)
+
+
+def _first(model, method, keywords, stays, *augmentation):
+    """Its `first`; None for methods with one update a step."""
+    first = detectors.DETECTORS[method].first
+    if first is None:
+        return None
+    loss_fn, begin = first(**dict(keywords))
+    return _of_rows(loss_fn, model, stays, *augmentation), begin
+
+
+def _of_rows(loss_fn, model, stays, crop, flip, noise, preprocessing):
+    """A method's loss of a step's rows, wherever these are: it reads, augments, standardises."""
 
     def prepare(images, keys):
         """uint8 rows, augmented by their own keys and standardised."""
@@ -242,18 +262,32 @@ def _loss(model, method, keywords, stays, crop, flip, noise, preprocessing):
         if stays:  # nothing is computed back through them
             still = {k: jax.lax.stop_gradient(params['backbone'][k]) for k in stays}
             params = params | {'backbone': params['backbone'] | still}
-        return loss_fn(params, extra, batch, key, step=step, prepare=prepare)
+        return loss_fn(params, extra, batch, key, model=model, step=step, prepare=prepare)
 
     return loss
 
 
-def _with_outliers(data, feed, outliers, devices, number, seed):
-    """Adds `number` rows of the outliers, in an order of their own, to each batch."""
-    resident, size = devices.replicate(dict(outliers)), len(outliers['outlier_image'])
+def _with_outliers(data, feed, outliers, devices, number, *, seed: int, limit: int):
+    """Adds `number` rows of the outliers, in an order of their own, to each batch: their numbers
+    if all lie on the devices, else what is told of them, read from where it lies."""
+    images = outliers['outlier_image']
+    if images.nbytes <= limit:
+        resident = devices.replicate({k: np.asarray(v) for k, v in outliers.items()})
 
-    def both(n):
-        for m, batch in enumerate(feed(n), start=n):
-            index = loader.rows_of(m, size=size, batch_size=number, seed=seed)
-            yield batch | {'outlier_index': index.astype(np.int32)}
+        def both(n):
+            for m, batch in enumerate(feed(n), start=n):
+                index = loader.rows_of(m, size=len(images), batch_size=number, seed=seed)
+                yield batch | {'outlier_index': index.astype(np.int32)}
 
-    return (data or {}) | resident, both
+        return (data or {}) | resident, both
+
+    told = {k: np.asarray(v) for k, v in outliers.items() if k != 'outlier_image'}
+    how = dict(batch_size=number, seed=seed, own=devices.own(number))
+
+    def beside(n):
+        for batch, more in zip(feed(n), loader.stream(Examples(images), start=n, **how)):
+            rows = {k: v[more['index']] for k, v in told.items()}
+            rows |= {'outlier_image': more['image'], 'outlier_index': more['index']}
+            yield batch | devices.join(rows)
+
+    return data, beside

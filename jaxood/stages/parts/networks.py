@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxood import artefacts, console, models, parallel
+from jaxood import artefacts, models, parallel
 from jaxood import config as configs
 from jaxood.artefacts import Artefact, Store
 from jaxood.data import augment, loader
@@ -19,6 +18,7 @@ from jaxood.models import backbones, frozen, heads, taps
 from jaxood.models.pretrained import Pretrained
 from jaxood.parallel import Devices
 from jaxood.stages import common
+from jaxood.stages.parts import memo
 from jaxood.train import checkpoint
 
 VERSION = 1  # of features: raised when the same network says something else of the same images
@@ -147,35 +147,14 @@ class Network:
         return parallel.map_rows(self.devices, compiled, shared, chunks)
 
     def _compute(self, artefact, examples, what):
-        starts = range(0, len(examples), SHARD)
-        shards = [artefact / f'shards/{at:09d}.npz' for at in starts]
-        progress = console.Progress(what, len(examples))
-        times, counts = [], []
-        for at, path in zip(starts, shards):
-            if path.exists():
-                continue
-            part = examples.subset(np.arange(at, min(at + SHARD, len(examples))))
-            outputs, started = [], time.monotonic()
-            for chunk in self.stream(self.chunks(part)):
-                outputs.append(chunk)
-                times.append(time.monotonic() - started)
-                counts.append(len(chunk['logits']))
-                progress.update(
-                    at + sum(len(o['logits']) for o in outputs), **_speed(times, counts)
-                )
-                started = time.monotonic()
-            artefacts.save(path, **{k: np.concatenate([o[k] for o in outputs]) for k in self.names})
-        for name in self.names:
-            parts = (artefacts.load(path)[name] for path in shards)
-            artefacts.save_rows(artefact / f'{name}.npy', parts, len(examples))
+        part = lambda start, stop: examples.subset(np.arange(start, stop))
+        chunks = lambda start, stop: self.stream(self.chunks(part(start, stop)))
+        facts = memo.fill(artefact, len(examples), chunks, what, SHARD)
         has_labels = examples.labels is not None
         if has_labels:
             artefacts.save_rows(artefact / 'labels.npy', [examples.labels], len(examples))
-        progress.close(**_speed(times, counts))
-        artefact.finish(
-            rows=len(examples), labels=has_labels, arrays=self.names, **_speed(times, counts)
-        )
-        (artefact / 'shards').rmtree()
+        artefact.finish(rows=len(examples), labels=has_labels, **facts)
+        artefacts.remove(artefact.folder, 'shards')
 
 
 def load(artefact: Artefact, config, devices: Devices, rows: int) -> Network:
@@ -250,14 +229,6 @@ def load_features(artefact: Artefact) -> dict[str, np.ndarray]:
     done = artefact.done
     names = (*done.get('arrays', OUTPUTS), *(('labels',) if done['labels'] else ()))
     return {name: artefacts.load_rows(artefact / f'{name}.npy') for name in names}
-
-
-def _speed(times: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
-    """images/s without the first chunks, which compile and fill the pipeline."""
-    steady = slice(2, None)
-    if not times[steady]:
-        return {}
-    return {'images_per_s': round(sum(counts[steady]) / sum(times[steady]), 1)}
 
 
 @functools.cache

@@ -122,7 +122,7 @@ def load(artefact: Artefact, network, config, devices: parallel.Devices) -> Rest
     snapshots = []
     for name in reconstruction.SNAPSHOTS:
         folder = artefact / name
-        if not folder.exists():
+        if not artefacts.exists(folder):
             raise UserError(
                 f'{folder} is missing: the snapshot of the restorer '
                 f'{"after its first epoch" if name == "initial" else "after its last epoch"}, '

@@ -197,7 +197,7 @@ def _phase(context, plan, name, model, before, data):
     """One training; it begins with the variables of the one before where they have a place."""
     config, devices, section = context.config, context.devices, plan.phases[name]
     folder, train = context.artefact / name, context.data.id.train
-    if (folder / 'weights').exists():
+    if artefacts.exists(folder / 'weights'):
         facts = json.loads((folder / 'facts.json').read_text())
         return checkpoint.load_weights(folder / 'weights'), facts
     root = key_for(config.seed, 'pseudo_label', name)

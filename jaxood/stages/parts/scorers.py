@@ -92,7 +92,7 @@ def banked(data: common.Data, synthesised: artefacts.Artefact | None = None) -> 
     """
     images = {TRAIN: data.id.train, VALIDATION: data.id.validation}
     if synthesised is not None:
-        images[OUTLIERS] = Examples(artefacts.load(synthesised / 'outliers.npz')['images'])
+        images[OUTLIERS] = Examples(artefacts.load_table(synthesised / 'outliers')['images'])
     return images if data.validation_ood is None else images | {TUNING: data.validation_ood}
 
 
@@ -198,7 +198,7 @@ class Scorer:
     def __call__(self, examples: Examples) -> np.ndarray:
         """float32[N]"""
         path = self.folder / f'{examples.digest[:16]}.npz'
-        if not path.exists():
+        if not artefacts.exists(path):
             self._compute(examples, path)
         found = artefacts.load(path)
         self.facts |= {k: float(found[k]) for k in ('fit_s', 'score_ms_per_image')}

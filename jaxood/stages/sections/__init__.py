@@ -12,6 +12,7 @@ A section is a module with
 from jaxood.stages.sections import (
     discrepancy,
     examination,
+    near_words,
     pixels,
     pseudo_labels,
     restoration,
@@ -20,6 +21,7 @@ from jaxood.stages.sections import (
 SECTIONS = {
     'pseudo_labels': pseudo_labels,
     'discrepancy': discrepancy,
+    'near_words': near_words,
     'examination': examination,
     'restoration': restoration,
     'pixels': pixels,

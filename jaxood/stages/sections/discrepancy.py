@@ -222,7 +222,7 @@ def triplets(context: Context, run) -> Markup:
     train = data.id.train
     index = [json.loads(line) for line in (folder / 'index.jsonl').read_text().splitlines()]
     kept = [line for line in index if line['kept']][:TRIPLETS]
-    outliers = artefacts.load(folder / 'outliers.npz')['images']
+    outliers = artefacts.load_table(folder / 'outliers')['images']
     pictures, captions = [], []
     for i, line in enumerate(kept):
         example = np.flatnonzero(train.labels == line['first'])[i % 7 :][:1]
@@ -243,7 +243,7 @@ def maps(context: Context, run, asked: Asked) -> list:
     """t-SNE of early and of late features of ID images and outliers, coloured by the label of the
     image that they are made of: the poster's figure 3."""
     folder, train = context.inputs[f'{run.name}/synthesise'], asked.data.id.train
-    outliers = artefacts.load(folder / 'outliers.npz')
+    outliers = artefacts.load_table(folder / 'outliers')
     rows = np.linspace(0, len(train) - 1, min(MAPPED, len(train))).astype(int)
     sets = {
         '': (train.subset(rows), train.labels[rows]),

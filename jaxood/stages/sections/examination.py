@@ -92,7 +92,7 @@ def examine(context: Context) -> list[dict]:
     whole = frechet.moments(reference, 'ID training images')
     rows = []
     for folder, arms in context.sharing('synthesise'):
-        images = Examples(artefacts.load(folder / 'outliers.npz')['images'][:ROWS])
+        images = Examples(artefacts.load_table(folder / 'outliers')['images'][:ROWS])
         index = [json.loads(line) for line in (folder / 'index.jsonl').read_text().splitlines()]
         asked = [line for line in index if line['kept']][: len(images)]
         what = f'features of outliers, {arms[0]}'

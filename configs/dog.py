@@ -1,0 +1,290 @@
+"""DOG: outliers painted from words near the ID classes, then worst-case outlier exposure.
+
+    python -m jaxood.main --config=configs/dog.py:digits --workdir=runs/dog
+
+"DOG: Diffusion-based Outlier Generation for OOD Detection" (ICLR 2024 submission, OpenReview
+Go8hf9wKJx; no code is public). Every class is inverted into a pseudo-word (learn_tokens), the words
+nearest to it in CLIP are looked up and, of these, those near its images are kept (words), a
+text-to-image model paints M images a class of them (synthesise), and the pretrained classifier is
+fine-tuned against them at the worst of nearby weights (DOE). Arms, as in the paper's table 2:
+
+    none          the classifier before fine-tuning
+    latent_noise  (a) latents of ID images noised to t = 500, and taken back towards their class
+    text_noise    (b) Gaussian noise of .3 on the class prompt's embedding
+    latent_mix    (c) latents of ID images of two classes, mixed by .3 to .7
+    text_mix      (d) embeddings of two classes' prompts, mixed by .3 to .7
+    names         (e) the words nearest to the class name: no inversion
+    dog           the words nearest to the pseudo-word
+    dog_oe        the same images, plain outlier exposure
+    dog_minus     the same images, P the other way (DOE's official code)
+
+Where numbers come from (P the paper, DOE, ASH, SD, OE their codes, ours our choice): K = 1000,
+η = .05, γ = 1, M = 5000 (CIFAR-10) and 1000 (CIFAR-100, ImageNet), 10 epochs at lr .001, WRN-40-2
+and ResNet-50 P; P's averaging and warm-up, 128 + 256 images, clip 1, lr to 1e-6 DOE; pretraining OE
+and DOE; ASH-S ASH, its q chosen among 65, 80, 90, 95 on validation data; 50 DDIM steps SD's
+schedule with guidance scale 7.5, which P does not state (ours); WordNet's nouns, the collision
+filter, λ (the best half of the candidates), rule `near`, the inversion's settings, ImageNet's
+fine-tuning, all of the digits' sizes ours. (a) to (d) are painted with the class names; details
+are in `synthesis/`. M counts images an ID class: the paper says an anchor, which would be tens of
+millions.
+
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+from ml_collections import config_dict
+
+from jaxood.errors import lookup
+
+PERCENTILES = (65.0, 80.0, 90.0, 95.0)  # q of ASH, chosen on validation data
+WAYS = ('latent_noise', 'text_noise', 'latent_mix', 'text_mix')  # (a) to (d) of table 2
+
+
+def get_config(variant: str = 'digits'):
+    """The config of a variant, digits, cifar10, cifar100 or imagenet; behind it perhaps `ablation`,
+    for M and K in place of the other ways to make outliers: digits,ablation."""
+    name, *words = variant.split(',')
+    for word in words:
+        lookup({'ablation': ablation}, word, 'variant')
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.seeds = (0, 1, 2)
+    c.dtype = 'float32'
+    c.stages = (
+        *('train_pipeline', 'learn_tokens', 'words', 'pretrain_detector', 'synthesise'),
+        *('train_detector', 'score', 'report'),
+    )
+    c.artefacts_dir = config_dict.placeholder(str)
+    c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+    c.weights = config_dict.placeholder(str)
+    c.data = dict(
+        root=config_dict.placeholder(str),
+        on_error='stop',
+        held_out=(),
+        held_out_validation=(),
+        device_limit=2**30,
+        test=0.25,
+    )
+    c.generator = dict(name='stable_diffusion', path=config_dict.placeholder(str))
+    c.filter = dict(name='none', margin=0.0)
+    c.head = dict(name='linear')
+    sweep = dict(percentile=PERCENTILES)
+    c.scores = dict(energy=dict(temperature=1.0), msp={}) | {
+        f'ash_{v}': dict(name='ash', variant=v, sweep=sweep) for v in 'spb'
+    }
+    lookup(VARIANTS, name, 'variant')(c)
+    c.arms = arms(c)
+    c.report = dict(
+        title=f'DOG, {name}',
+        arm='dog',
+        score='ash_s_validated',
+        judge='none',
+        extractor=config_dict.placeholder(str),  # Inception's weights make it FID
+        draws=200,
+        gallery=64,
+        tsne=True,
+    )
+    if 'ablation' in words:
+        ablation(c)
+    return c
+
+
+def arms(c):
+    """Table 2: the classifier before fine-tuning, (a) to (e), DOG; DOG's images with plain outlier
+    exposure, and with P the other way (the official code's)."""
+    found = dict(
+        none=dict(outliers=dict(name='none'), detector=dict(name='untrained', init='pretrained'))
+    )
+    found |= {way: dict(outliers=dict(name=way)) for way in WAYS}
+    found |= dict(
+        names=dict(tokens=dict(name='none')),
+        dog=dict(),
+        dog_oe=dict(detector=dict(name='oe', weight=1.0)),
+        dog_minus=dict(detector=dict(sign='-')),
+    )
+    return found
+
+
+def ablation(c):
+    """M and K as arms, around the config's own."""
+    m, k = c.outliers.per_class, c.words.k
+    c.arms = dict(
+        none=c.arms.none,
+        dog={},
+        **{f'M{n}': dict(outliers=dict(per_class=n)) for n in (m // 10, m // 4, m // 2)},
+        **{f'K{n}': dict(words=dict(k=n)) for n in (k // 2, 2 * k, 4 * k)},
+    )
+
+
+# ---- digits -----------------------------------------------------------------------------------
+
+
+def digits(c):
+    """ID 0 to 5, OOD 8 and 9. The generator is the small Stable Diffusion of configs/small_sd.py,
+    which has learnt 0 to 7, and, as images are split alike, none that is tested here."""
+    small = runpy.run_path(pathlib.Path(__file__).with_name('small_sd.py'))['get_config']('digits')
+    c.data.update(size=8, channels=3, held_out=(8, 9), held_out_validation=(6, 7))
+    c.data.update(validation=small.data.validation, test=small.data.test)
+    c.data.id = dict(name='digits')
+    c.preprocessing = dict(mean=0.3, std=0.38)
+    c.pipeline = small.pipeline
+    c.pipeline.data = dict(held_out_validation=())  # 6 and 7 are words of its captions
+    names = c.pipeline.names[:6]
+    c.tokens = tokens(names=names, templates='plain', draw=True, flip=False, per_class=None)
+    c.tokens.update(steps=300, batch_size=16, at_once=6)
+    c.words = dict(name='captions', names=c.pipeline.names, k=16) | NEAR
+    c.sampler = dict(name='dpmpp_2m', steps=20, guidance=2.0)
+    c.outliers = outliers(per_class=145)  # as many as there are ID images
+    c.backbone = dict(name='wrn', depth=10, width=1, base=8, dropout=0.0)
+    look = dict(batch_size=64, crop=1, flip=False, noise=0.5)
+    c.pretraining = pretraining(steps=600, learning_rate=0.03, **look)
+    c.detector = fine_tuning(steps=200, learning_rate=0.01, warmup=100, outlier_ratio=1.0, **look)
+
+
+# ---- CIFAR and ImageNet -----------------------------------------------------------------------
+
+
+def photographs(c):
+    """Stable Diffusion 1.5 and CLIP ViT-L/14, converted folders; WordNet's nouns."""
+    c.stages = tuple(stage for stage in c.stages if stage != 'train_pipeline')
+    c.tokens = tokens(
+        names=config_dict.placeholder(tuple), templates='objects', draw=True, flip=True
+    )
+    c.words = dict(name='wordnet', path=config_dict.placeholder(str), k=1000) | NEAR
+    c.sampler = dict(name='ddim', steps=50, guidance=6.5)  # w of (1 + w); the usual scale 7.5
+    c.parallel.inference_batch = 256
+
+
+def cifar(c, name, per_class):
+    """WRN-40-2 at 32 pixels."""
+    photographs(c)
+    c.data.update(size=32, channels=3, validation=0.02)
+    c.data.id = dict(name='npz', train=f'{name}_train.npz', test=f'{name}_test.npz')
+    c.data.ood = {
+        k: dict(name='npz', path=f'ood_{k}.npz', group='far')
+        for k in ('svhn', 'lsun9_crop', 'lsun9_resize', 'textures', 'places')
+    }
+    mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # outlier exposure's official code
+    c.preprocessing = dict(mean=tuple(m / 255 for m in mean), std=tuple(s / 255 for s in std))
+    c.outliers = outliers(per_class=per_class)
+    c.backbone = dict(name='wrn', depth=40, width=2, base=16, dropout=0.3)
+    epoch = 49_000 // 128
+    look = dict(batch_size=128, crop=4, flip=True, noise=0.0)
+    c.pretraining = pretraining(steps=100 * epoch, learning_rate=0.1, **look)
+    c.detector = fine_tuning(
+        steps=10 * epoch, learning_rate=1e-3, warmup=5 * epoch, outlier_ratio=2.0, **look
+    )
+
+
+def cifar10(c):
+    cifar(c, 'cifar10', per_class=5000)
+    c.data.ood.cifar100 = dict(name='npz', path='cifar100_test_half.npz', group='near')
+
+
+def cifar100(c):
+    cifar(c, 'cifar100', per_class=1000)
+    c.data.ood.cifar10 = dict(name='npz', path='cifar10_test.npz', group='near')
+
+
+def imagenet(c):
+    """ResNet-50 of torchvision (--config.weights), fine-tuned for 4 epochs."""
+    photographs(c)
+    c.stages = tuple(stage for stage in c.stages if stage != 'pretrain_detector')
+    c.data.update(size=224, resize=256, channels=3, validation=0.01)
+    c.data.id = dict(name='folder', path=config_dict.placeholder(str))
+    c.data.ood = {
+        k: dict(name='folder', path=config_dict.placeholder(str), group='far')
+        for k in ('textures', 'places', 'inaturalist', 'sun')
+    }
+    c.tokens.names_file = config_dict.placeholder(str)
+    c.preprocessing = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    c.outliers = outliers(per_class=1000)
+    c.backbone = dict(name='resnet', blocks=(3, 4, 6, 3), width=64, bottleneck=True)
+    epoch = 1_268_355 // 64
+    look = dict(batch_size=64, crop=0, flip=True, noise=0.0)
+    c.detector = fine_tuning(
+        steps=4 * epoch, learning_rate=1e-4, warmup=2 * epoch, outlier_ratio=1.0, **look
+    )
+    c.detector.init = 'weights'
+
+
+# ---- sections ---------------------------------------------------------------------------------
+
+NEAR = dict(
+    template='a photo of a {}',
+    clip=None,
+    rule='near',
+    eta=0.05,
+    threshold=None,
+    keep=0.5,
+    collisions=True,
+)
+
+
+def tokens(**more):
+    """Textual inversion: one vector a class, without weight decay."""
+    return ml_collections.ConfigDict(
+        dict(
+            name='inversion',
+            initial='name',
+            per_class=config_dict.placeholder(int),
+            steps=3000,
+            batch_size=8,
+            optimizer=dict(name='adamw', learning_rate=5e-3, weight_decay=0.0),
+            at_once=1,
+            remat=False,
+            log_every=100,
+            checkpoint_every=1000,
+        )
+        | more
+    )
+
+
+def outliers(per_class):
+    return dict(
+        name='wordnet_prompts',
+        per_class=per_class,
+        max_candidates=config_dict.placeholder(int),
+        shard_size=1024,
+    )
+
+
+def pretraining(*, learning_rate, **more):
+    """The plain classifier that is fine-tuned, and the arm `none`."""
+    return ml_collections.ConfigDict(
+        dict(
+            name='plain',
+            optimizer=dict(name='sgd', learning_rate=learning_rate, weight_decay=5e-4),
+            log_every=200,
+            checkpoint_every=2000,
+        )
+        | more
+    )
+
+
+def fine_tuning(*, learning_rate, warmup, **more):
+    """DOE's, from the pretrained network on."""
+    return ml_collections.ConfigDict(
+        dict(
+            name='doe',
+            weight=1.0,
+            sign='+',
+            warmup=warmup,
+            init='pretrained',
+            optimizer=dict(
+                name='sgd',
+                learning_rate=learning_rate,
+                final_learning_rate=1e-6,
+                weight_decay=5e-4,
+                clip=1.0,
+            ),
+            log_every=200,
+            checkpoint_every=2000,
+        )
+        | more
+    )
+
+
+VARIANTS = {'digits': digits, 'cifar10': cifar10, 'cifar100': cifar100, 'imagenet': imagenet}
