@@ -41,6 +41,7 @@ flags.DEFINE_boolean('json', False, 'Prints JSON instead of lines.', flag_values
 GIB = 2**30
 OLDEST = (3, 11)  # the oldest Python that will do
 ROOM = 2 * GIB  # of main memory and of disk, below which the small examples are already tight
+PROBE = b'Written by jaxood.doctor, and of no use to anybody.\n'
 ACCELERATORS = {  # what the system has when there is one -> (JAX's name for it, the extra)
     '/dev/nvidia[0-9]*': ('gpu', 'gpu'),
     '/dev/accel[0-9]*': ('tpu', 'tpu'),
@@ -222,8 +223,9 @@ def _folder(name, place) -> Finding:
     probe = folder / f'.doctor.{socket.gethostname()}.{os.getpid()}'
     there = folder.exists()
     try:
-        artefacts.write(probe, 'Written by jaxood.doctor, and of no use to anybody.\n')
-        same = probe.read_bytes().startswith(b'Written')
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(PROBE)
+        same = probe.read_bytes() == PROBE
         probe.unlink()
         if not there:
             folder.rmdir()
