@@ -77,6 +77,8 @@ EOF
 # three minutes before the time limit: back into the queue, and on from there
 trap 'scontrol requeue "\$SLURM_JOB_ID"' USR1
 
+export JAX_PLATFORMS=cuda # or a broken driver would mean a run on the CPU
+export SRUN_CPUS_PER_TASK=$cpus # which srun no longer takes from the job, since 22.05
 cd $(quote "$here")
 srun --kill-on-bad-exit=1 $(quote .venv/bin/python -m jaxood.main "$@") &
 wait \$!

@@ -36,11 +36,11 @@ def rows(flags):
     once = measure.flops(network, params, *inputs)
     theirs = _diffusers(flags, size, batch) if measure.has('torch', 'diffusers') else (None, None)
     peer = 'diffusers UNet2DModel'
+    update, work = _training(devices, model, params, batch)
     yield measure.speed(
-        f'training, {flags.size}, batch {batch}',
-        *(batch, _training(devices, model, params, batch), theirs[0], flags.rounds),
+        *(f'training, {flags.size}, batch {batch}', batch, update, theirs[0], flags.rounds),
         peer=peer,
-        flops=3.0 * once,  # a backward pass costs two forward ones
+        flops=work,
         dtype=flags.dtype,
     )
     yield measure.speed(
@@ -57,7 +57,7 @@ def _schedule():
 
 
 def _training(devices, model, params, batch):
-    """() -> one update of parameters, optimiser and average, on new images."""
+    """(() -> one update of parameters, optimiser and average; its floating-point operations)."""
     rng, tx = np.random.default_rng(0), state.adam(steps=1000)
     loss = functools.partial(
         train_diffusion.loss_fn,
@@ -82,7 +82,7 @@ def _training(devices, model, params, batch):
         now[0], metrics = step(now[0], None, devices.shard(host), key)
         jax.block_until_ready(metrics)
 
-    return update
+    return update, measure.flops(step, now[0], None, devices.shard(host), key)
 
 
 def _sampling(devices, model, params, batch, steps):
