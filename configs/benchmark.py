@@ -53,6 +53,7 @@ def get_config(variant: str = 'cifar10'):
     c.stages = ('load_weights', 'score', 'report')
     c.artefacts_dir = config_dict.placeholder(str)
     c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+    c.parallel.shard_state = False  # split large states over the devices
     c.weights = config_dict.placeholder(str)
     c.preprocessing = dict(  # of the weights, unless set
         mean=config_dict.placeholder(tuple), std=config_dict.placeholder(tuple)

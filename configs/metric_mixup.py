@@ -102,6 +102,7 @@ def get_config(variant: str = 'digits'):
     c.stages = ('train_diffusion', 'synthesise', 'train_detector', 'score', 'report')
     c.artefacts_dir = config_dict.placeholder(str)
     c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+    c.parallel.shard_state = False  # split large states over the devices
     c.data = dict(
         root=config_dict.placeholder(str),
         on_error='stop',
@@ -220,6 +221,7 @@ def diffusion(schedule, *, steps, batch_size, learning_rate):
         flip=False,
         steps=steps,
         batch_size=batch_size,
+        accumulate=config_dict.placeholder(int),
         optimizer=dict(
             name='adam',
             learning_rate=learning_rate,
@@ -253,6 +255,7 @@ def detector(*, steps, batch_size, learning_rate, crop, flip, noise):
         outlier_ratio=1.0,
         steps=steps,
         batch_size=batch_size,
+        accumulate=config_dict.placeholder(int),
         crop=crop,
         flip=flip,
         noise=noise,

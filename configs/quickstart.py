@@ -77,6 +77,7 @@ def digits():
     )
     c.artefacts_dir = config_dict.placeholder(str)
     c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+    c.parallel.shard_state = False  # split large states over the devices
 
     c.data = dict(
         root=config_dict.placeholder(str),
@@ -114,6 +115,7 @@ def digits():
         flip=False,
         steps=60,  # an early snapshot, see above
         batch_size=64,
+        accumulate=config_dict.placeholder(int),
         optimizer=dict(
             name='adam',
             learning_rate=1e-3,
@@ -162,6 +164,7 @@ def digits():
         outlier_ratio=1.0,
         steps=600,
         batch_size=64,
+        accumulate=config_dict.placeholder(int),
         crop=1,
         flip=False,
         noise=0.5,

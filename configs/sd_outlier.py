@@ -94,6 +94,7 @@ def get_config(variant: str = 'digits'):
     )
     c.artefacts_dir = config_dict.placeholder(str)
     c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=256)
+    c.parallel.shard_state = False  # split large states over the devices
     c.weights = config_dict.placeholder(str)
     c.data = dict(
         root=config_dict.placeholder(str),
@@ -353,6 +354,7 @@ def diffusion(*, steps, batch_size, learning_rate):
             flip=False,
             steps=steps,
             batch_size=batch_size,
+            accumulate=config_dict.placeholder(int),
             optimizer=dict(
                 name='adam',
                 learning_rate=learning_rate,
@@ -378,6 +380,7 @@ def detector(*, steps, batch_size, optimizer, crop, flip, noise=0.0):
             outlier_ratio=1.0,
             steps=steps,
             batch_size=batch_size,
+            accumulate=config_dict.placeholder(int),
             crop=crop,
             flip=flip,
             noise=noise,

@@ -46,6 +46,7 @@ def digits():
     c.stages = ('train_pipeline',)
     c.artefacts_dir = config_dict.placeholder(str)
     c.parallel = dict(mode='jit', num_devices=config_dict.placeholder(int), inference_batch=128)
+    c.parallel.shard_state = False  # split large states over the devices
     c.data = dict(
         root=config_dict.placeholder(str),
         on_error='stop',

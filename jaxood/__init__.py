@@ -22,8 +22,10 @@ The package from the top down; nothing imports what stands above it (tests/test_
                               diffusers and transformers: stable_diffusion/, clip/); losses; OOD
                               scores; sources, splits, batches; the one training loop
     rng parallel metrics      keys by purpose and index; devices; AUROC and its relatives
+    memory                    what programs take of a device, and what would fit
     neighbours clustering frechet
                               the nearest in a bank; clusters against classes; distance of features
+    hosts                     several hosts that act as one: meeting, agreeing, losing one another
     errors console machine    what the user can mend; what a run says; what it runs on
 
 Four systems are being built on it, each as one config: metric-mixup, SD-outliers, DLSR and DOG.

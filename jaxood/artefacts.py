@@ -131,8 +131,12 @@ def _whole(path):
     """A binary file that takes its name when all is written. (Object stores put whole objects.)"""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not _is_local(path):
-        with path.open('wb') as f:
-            yield f
+        try:
+            with path.open('wb') as f:
+                yield f
+        except BaseException:
+            path.unlink(missing_ok=True)  # closing has put what there was of it
+            raise
         return
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:

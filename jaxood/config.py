@@ -25,7 +25,7 @@ FORMAT = 1  # of the workdir: raised when older workdirs can no longer be read
 
 # Of a detector's training, and of the one that it goes on from.
 TRAINING = (
-    *('steps', 'batch_size', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
+    *('steps', 'batch_size', 'accumulate', 'outlier_ratio', 'crop', 'flip', 'noise', 'optimizer'),
     *('init', 'frozen', 'log_every', 'checkpoint_every'),
 )
 
@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     'dtype': (),
     'stages': (),
     'artefacts_dir': (),
-    'parallel': ('mode', 'num_devices', 'inference_batch'),
+    'parallel': ('mode', 'num_devices', 'inference_batch', 'shard_state'),
     'data': (
         *('root', 'on_error', 'memory_limit', 'device_limit'),
         *('size', 'resize', 'interpolation', 'channels'),
@@ -52,7 +52,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     'generator': (),
     'diffusion': (
         *('schedule', 'prediction', 'label_dropout', 'flip', 'steps', 'batch_size', 'optimizer'),
-        *('ema_decay', 'log_every', 'checkpoint_every'),
+        *('accumulate', 'ema_decay', 'log_every', 'checkpoint_every'),
     ),
     'sampler': ('steps', 'guidance'),
     'outliers': ('source', 'count', 'per_image', 'per_class', 'max_candidates', 'shard_size'),
@@ -100,8 +100,8 @@ UNNAMED = (  # these name no entry
 COMMON = ('seed', 'seeds', 'stages', 'artefacts_dir', 'parallel', 'data', 'report', 'arms')
 OPTIONAL = frozenset(
     (
-        *('artefacts_dir', 'num_devices', 'outlier_ratio', 'source', 'count', 'per_image'),
-        'max_candidates',
+        *('artefacts_dir', 'num_devices', 'shard_state', 'accumulate', 'outlier_ratio'),
+        *('source', 'count', 'per_image', 'max_candidates'),
         *('root', 'on_error', 'memory_limit', 'size', 'resize', 'interpolation', 'channels'),
         *('held_out', 'held_out_validation', 'validation_from', 'ood', 'validation_ood'),
         *('labels', 'names', 'names_file', 'mean', 'std', 'matched', 'at', 'last', 'init'),

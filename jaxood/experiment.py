@@ -12,7 +12,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from jaxood import artefacts, console, hosts, parallel
+from jaxood import artefacts, console, hosts, memory, parallel
 from jaxood import config as configs
 from jaxood.artefacts import Artefact, Store
 from jaxood.config import Run
@@ -20,6 +20,7 @@ from jaxood.errors import ConfigError, UserError, lookup, unknown
 from jaxood.machine import PACKAGES, version_of
 from jaxood.stages import STAGES, common, score
 
+SCRATCH = '.estimate'  # in the workdir, while an estimate is made
 REQUIRED = ('seed', 'seeds', 'dtype', 'stages', 'parallel', 'data', 'preprocessing')  # by all runs
 
 
@@ -44,7 +45,9 @@ class Task:
         return 'resumed' if self.artefact.folder.exists() else 'to do'
 
 
-def execute(config, workdir: str, only: Sequence[str] | None = None) -> None:
+def execute(
+    config, workdir: str, only: Sequence[str] | None = None, estimate: bool = False
+) -> None:
     """Checks, plans, says what will be done, and does it. See `main.execute`."""
     use_compilation_cache()
     wanted = tuple(only or config.stages)
@@ -58,13 +61,19 @@ def execute(config, workdir: str, only: Sequence[str] | None = None) -> None:
     with artefacts.lock(folder):
         check_format(folder)
         store = Store(artefacts.place(config.get('artefacts_dir') or folder / 'artefacts'))
-        devices = parallel.setup(config.parallel.mode, config.parallel.get('num_devices'))
+        c = config.parallel
+        devices = parallel.setup(c.mode, c.get('num_devices'), bool(c.get('shard_state')))
         with hosts.one_for_all():
             digests = {f'the data of {run.name}': digest(run.config) for run in runs}
         hosts.compare(digests)
         tasks = plan(runs, store)
         check_tasks(tasks, wanted, devices)
         console.say(table(tasks, wanted, store))
+        if estimate:
+            for task in tasks:
+                if task.stage in wanted and task.artefact.done is None:
+                    console.say(f'{task.stage} {name_of(task)}: {tried(task, folder, devices)}')
+            return
         repro = write_records(folder, config, tasks, devices)
         log = console.Log(folder / 'log.jsonl')
         for task in tasks:
@@ -195,10 +204,49 @@ def perform(task: Task, store: Store, devices: parallel.Devices, repro: dict) ->
     artefacts.remove(task.artefact.folder, 'checkpoints', '*/checkpoints', 'shards')
 
 
+def tried(task: Task, folder: epath.Path, devices: parallel.Devices) -> str:
+    """What one batch of a stage takes, in words: it runs in a scratch folder until its first long
+    computation has made two calls."""
+    waits = [a.stage for a in task.inputs.values() if a.done is None]
+    if waits:
+        return f'can be tried when {waits[0]} is there'
+    if STAGES[task.stage].ACROSS:
+        return 'computes little'
+    scratch = Store(folder / SCRATCH)
+    task = dataclasses.replace(task, artefact=scratch.find(task.stage, task.artefact.fingerprint))
+    try:
+        _run(task, scratch, dataclasses.replace(devices, probe=True), {})
+    except parallel.Probed as e:
+        return described(**e.facts)
+    finally:
+        artefacts.remove(folder, SCRATCH)
+    return 'computes little'
+
+
+def described(
+    *, held: int, meanwhile: int, flops: float, seconds: float, limit: int, images: int, steps=None
+) -> str:
+    """One call in words: memory of a device, operations, time; of a training, time of all steps."""
+    parts = [
+        f'{memory.shown(held + meanwhile)} of {memory.shown(limit)} a device '
+        f'({memory.shown(held)} held, {memory.shown(meanwhile)} for {images} images at once)',
+        f'{flops / 1e9:.3g} GFLOP a device, loops counted once',
+        f'{seconds:.3g} s, {images / seconds:.4g} images/s',
+    ]
+    if steps is not None:
+        parts.append(f'{steps} steps in about {steps * seconds:.0f} s')
+    return '; '.join(parts)
+
+
 def _make(task: Task, store: Store, devices: parallel.Devices, repro: dict) -> None:
-    run = task.runs[0]
     started = time.monotonic()
-    facts = STAGES[task.stage].run(
+    facts = _run(task, store, devices, repro)
+    task.artefact.finish(seconds=round(time.monotonic() - started, 2), **(facts or {}))
+
+
+def _run(task: Task, store: Store, devices: parallel.Devices, repro: dict):
+    run = task.runs[0]
+    return STAGES[task.stage].run(
         common.Context(
             config=run.config,
             data=common.seen(run.config, task.inputs),
@@ -211,7 +259,6 @@ def _make(task: Task, store: Store, devices: parallel.Devices, repro: dict) -> N
             repro=repro,
         )
     )
-    task.artefact.finish(seconds=round(time.monotonic() - started, 2), **(facts or {}))
 
 
 def publish(task: Task, folder: epath.Path) -> None:

@@ -43,8 +43,14 @@ STAGES = flags.DEFINE_list(
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with a variant after a colon: configs/quickstart.py:digits.'
 )
+ESTIMATE = flags.DEFINE_boolean(
+    'estimate', False, 'Only try one batch of each stage, and say what it takes.'
+)
 HOSTS = hosts.define_flags()
-FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'stages', *(h.name for h in HOSTS))]
+FLAGS = [
+    flags.FLAGS[name]
+    for name in ('config', 'workdir', 'stages', 'estimate', *(h.name for h in HOSTS))
+]
 DISK = {  # what a disk or a folder says that can't be written
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -127,7 +133,8 @@ def parse(argv: list[str]):
             '--config and --workdir are needed, e.g. '
             '--config=configs/quickstart.py --workdir=runs/quickstart'
         )
-    return CONFIG.value, WORKDIR.value, STAGES.value, [holder.value for holder in HOSTS]
+    joined = [holder.value for holder in HOSTS]
+    return CONFIG.value, WORKDIR.value, STAGES.value, joined, ESTIMATE.value
 
 
 def check_config_flags(argv: list[str]) -> None:
@@ -178,7 +185,9 @@ def load_config(spec: str):
         raise ConfigError(f'{path}, line {line}: {type(e).__name__}: {e}') from e
 
 
-def execute(config, workdir: str, only: list[str] | None = None, joined=()) -> None:
+def execute(
+    config, workdir: str, only: list[str] | None = None, joined=(), estimate: bool = False
+) -> None:
     """Runs the stages of a config in a workdir.
 
     Args:
@@ -186,6 +195,7 @@ def execute(config, workdir: str, only: list[str] | None = None, joined=()) -> N
         workdir: made if it is not there.
         only: stages to run; None runs those that the config names.
         joined: coordinator, num_processes and process_id, as `hosts.start` takes them.
+        estimate: only say what a batch of each stage takes.
 
     Raises:
         UserError: bad settings or data, before anything is built; a workdir in use.
@@ -194,7 +204,7 @@ def execute(config, workdir: str, only: list[str] | None = None, joined=()) -> N
 
     from jaxood import experiment  # noqa: PLC0415 - imports JAX, which takes seconds
 
-    experiment.execute(config, workdir, only)
+    experiment.execute(config, workdir, only, estimate)
 
 
 if __name__ == '__main__':

@@ -10,11 +10,16 @@ results apart again:
 * `'pmap'`: one program a device on its own slice of rows, on one host; `axis_name='devices'`, and
   the step averages over it with `lax.pmean`.
 
+With `shard_state` (jit alone) the large arrays of a training's state, parameters, their average and
+the optimiser's, are split over the devices too, along their largest axis that can be: XLA brings
+them together where a step needs them (FSDP, ZeRO-3). A U-Net whose state fills a device fits then.
+
 Changing the mode or the number of devices or hosts changes the order of sums, nothing else.
 """
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,12 +29,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxood import hosts
+from jaxood import hosts, memory
 from jaxood.errors import UserError, unknown
 
 AXIS = 'devices'
+SMALL = 2**16  # numbers of an array that lies on every device also where states are split
 MODES = ('jit', 'pmap')
 Tree = Any
+
+
+class Probed(Exception):
+    """What one call takes: facts, as `probe` finds them. Raised to leave a stage that was tried."""
+
+    def __init__(self, **facts):
+        super().__init__(facts)
+        self.facts = facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +52,8 @@ class Devices:
 
     mode: str
     mesh: Mesh
+    shard_state: bool = False
+    probe: bool = False  # the first call of what takes long raises `Probed` in place of the rest
 
     @property
     def count(self) -> int:
@@ -54,8 +70,14 @@ class Devices:
             return jax.tree.map(self._everywhere, tree)
         return jax.tree.map(self._stack, tree)
 
+    def place_state(self, state: Tree) -> Tree:
+        """A training's state as steps take it: replicated, or split if `shard_state` says so."""
+        if not self.shard_state:
+            return self.replicate(state)
+        return jax.tree.map(lambda x: self._put(x, self._split(x)), state)
+
     def unreplicate(self, tree: Tree) -> Tree:
-        """Undoes `replicate`: device arrays of the single copy."""
+        """Undoes `replicate` and `place_state`: device arrays of the single copy."""
         return tree if self.mode == 'jit' else jax.tree.map(lambda x: x[0], tree)
 
     def shard(self, rows: Tree) -> Tree:
@@ -106,9 +128,18 @@ class Devices:
                 lies on the devices for the whole run, `batch` the rows of this step.
 
         Returns:
-            The same function on placed arguments: state and data from `replicate`, batch from
-            `shard`, a plain key. Metrics come back as from one device.
+            The same function on placed arguments: state from `place_state`, data from `replicate`,
+            batch from `shard`, a plain key. Metrics come back as from one device.
         """
+        if self.shard_state:
+
+            def split_step(state, data, batch, key):
+                state, metrics = step(state, data, batch, key, axis_name=None)
+                places = jax.tree.map(self._split, state)
+                return jax.lax.with_sharding_constraint(state, places), metrics
+
+            same, split = self._sharding(), self._sharding(AXIS)
+            return jax.jit(split_step, in_shardings=(None, same, split, same), donate_argnums=0)
         if self.mode == 'jit':
             same, split = self._sharding(), self._sharding(AXIS)
             return jax.jit(
@@ -138,12 +169,25 @@ class Devices:
         return -(-wanted // self.count) * self.count
 
     def _everywhere(self, x):
+        return self._put(x, self._sharding())
+
+    def _put(self, x, sharding):
+        """Places an array that every host has."""
         if hosts.count() == 1 or _is_shared(x):
-            return jax.device_put(x, self._sharding())
+            return jax.device_put(x, sharding)
         if jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.prng_key):
-            data = self._everywhere(jax.random.key_data(x))
+            data = self._put(jax.random.key_data(x), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-        return jax.make_array_from_process_local_data(self._sharding(), np.asarray(x))
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    def _split(self, x):
+        """Where an array of a split state lies."""
+        able = [axis for axis, size in enumerate(x.shape) if size % self.count == 0]
+        if x.size < SMALL or not able:
+            return self._sharding()
+        largest = max(able, key=lambda axis: x.shape[axis])
+        return self._sharding(*[AXIS if axis == largest else None for axis in range(x.ndim)])
 
     def _sharding(self, *axes):
         return NamedSharding(self.mesh, PartitionSpec(*axes))
@@ -155,7 +199,7 @@ class Devices:
         return jax.device_put(jnp.broadcast_to(x, shape), self._sharding(AXIS))
 
 
-def setup(mode: str = 'jit', num_devices: int | None = None) -> Devices:
+def setup(mode: str = 'jit', num_devices: int | None = None, shard_state: bool = False) -> Devices:
     """All devices of all hosts, or the first `num_devices` of them.
 
     Raises:
@@ -165,6 +209,11 @@ def setup(mode: str = 'jit', num_devices: int | None = None) -> Devices:
     if mode not in MODES:
         raise UserError(unknown(f'config.parallel.mode={mode!r}', mode, MODES))
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    if shard_state and mode == 'pmap':
+        raise UserError(
+            "config.parallel.shard_state splits states under config.parallel.mode='jit'; under "
+            "'pmap' every device holds its own."
+        )
     if hosts.count() > 1 and mode == 'pmap':
         raise UserError(
             f"config.parallel.mode='pmap' works on one host, and these are {hosts.count()}. Set it "
@@ -182,7 +231,8 @@ def setup(mode: str = 'jit', num_devices: int | None = None) -> Devices:
         )
     devices = devices[:num_devices]
     # Not `make_mesh`, which may deal the devices of several hosts in turn: each has its own rows.
-    return Devices(mode, Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,)))
+    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return Devices(mode, mesh, shard_state)
 
 
 def fetch(tree: Tree) -> Tree:
@@ -217,12 +267,35 @@ def map_rows(
     """
     pending = None
     for rows, real in chunks:
-        result = (compiled(shared, devices.shard(rows)), real)
+        size, placed = len(jax.tree.leaves(rows)[0]), devices.shard(rows)
+        ask = functools.partial(memory.need, compiled, shared, placed)
+        if devices.probe:
+            raise Probed(images=size, **probe(functools.partial(compiled, shared, placed), ask))
+        with memory.watched(
+            'a pass over images', 'config.parallel.inference_batch', size, devices.count, ask
+        ):
+            result = (compiled(shared, placed), real)
+            done = None if pending is None else _real(devices, *pending)
         if pending is not None:
-            yield _real(devices, *pending)
+            yield done
         pending = result
     if pending is not None:
         yield _real(devices, *pending)
+
+
+def probe(call: Callable, ask: Callable) -> dict[str, float]:
+    """What a call takes: memory and operations as XLA counts them, seconds of the second one.
+
+    Args:
+        call: () -> arrays, repeatable.
+        ask: () -> `memory.Need` of it.
+    """
+    found = ask()
+    jax.block_until_ready(call())
+    started = time.monotonic()
+    jax.block_until_ready(call())
+    seconds = time.monotonic() - started
+    return found._asdict() | {'seconds': seconds, 'limit': memory.limit()}
 
 
 def pad_rows(rows: Tree, size: int) -> tuple[Tree, int]:

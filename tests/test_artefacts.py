@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxood import artefacts
+from jaxood import artefacts, console
 from jaxood.errors import UserError
 
 
@@ -100,3 +100,44 @@ def test_the_owners_death_frees_the_folder(folder):
         owner.send_signal(signal.SIGKILL)
     with artefacts.lock(folder):
         assert (folder / '.lock').read_text() == f'process {os.getpid()}'
+
+
+@pytest.fixture
+def bucket():
+    """An object store: `s3://` paths that end in this process's memory."""
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Bucket(MemoryFileSystem):
+        protocol = ('s3',)
+        store, pseudo_dirs = {}, ['']
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.removeprefix('s3://'))
+
+    fsspec.register_implementation('s3', Bucket, clobber=True)
+    return artefacts.place('s3://bucket/run')
+
+
+def test_an_object_store_holds_artefacts_as_a_disk_does(bucket):
+    made = artefacts.Store(bucket / 'artefacts').find('score', 'abc')
+    assert made.done is None
+    with artefacts.lock(made.folder):  # there is none to hold
+        artefacts.write(made / 'a.txt', 'x')
+        artefacts.write_parts(made / 'lines.txt', iter(['a\n', 'b\n']))
+        artefacts.save(made / 'b.npz', x=np.arange(3), y=np.ones(2))
+        parts = iter([np.ones((2, 2), np.uint8), np.zeros((1, 2), np.uint8)])
+        artefacts.save_rows(made / 'table/x.npy', parts, 3)
+        made.finish(seconds=2.0)
+    assert made.done == {'seconds': 2.0}
+    assert (made / 'a.txt').read_text() + (made / 'lines.txt').read_text() == 'xa\nb\n'
+    assert artefacts.load(made / 'b.npz', 'y')['y'].tolist() == [1, 1]
+    assert artefacts.load_table(made / 'table')['x'].tolist() == [[1, 1], [1, 1], [0, 0]]
+    assert artefacts.Store(bucket / 'artefacts').seconds('score') == 2.0
+    log = console.Log(made / 'log.jsonl')
+    for step in range(2):
+        log.write({'step': step})
+    assert console.read_log(made / 'log.jsonl') == [{'step': 0}, {'step': 1}]
+    artefacts.remove(made.folder, 'table')
+    assert artefacts.load_table(made / 'table') == {}

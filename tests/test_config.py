@@ -110,6 +110,8 @@ def test_layout_and_logging_change_no_fingerprint():
         parallel__mode='pmap',
         parallel__num_devices=2,
         parallel__inference_batch=32,
+        parallel__shard_state=True,
+        generator__remat=True,
         diffusion__log_every=3,
         detector__checkpoint_every=7,
         filter__training__log_every=5,

@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'jaxood'
 LAYERS = (
     ('errors', 'console', 'machine'),
     ('hosts',),
-    ('rng', 'parallel', 'metrics', 'frechet', 'neighbours', 'clustering'),
+    ('rng', 'memory', 'parallel', 'metrics', 'frechet', 'neighbours', 'clustering'),
     ('diffusion', 'losses', 'scores', 'models', 'data', 'train'),
     ('synthesis', 'detectors', 'report'),
     ('config', 'artefacts'),
@@ -25,6 +25,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer these may look at each other, in this direction.
 BESIDE = {
+    ('parallel', 'memory'),
     ('losses', 'diffusion'),
     ('models', 'diffusion'),
     ('models', 'losses'),

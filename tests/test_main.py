@@ -59,19 +59,20 @@ def parse(monkeypatch):
 
 
 def test_values_reach_the_config(config, parse):
-    c, workdir, stages = parse(
+    c, workdir, stages, joined, estimate = parse(
         *(f'--config={config}:b', '--config.sampler.steps=7', '--config.sampler.guidance=0'),
         *('--config.data.path=here', '--config.data.held_out=(1, 2)', '--config.data.flip=True'),
         '--stages=synthesise,report',
     )
     assert (workdir, stages) == ('w', ['synthesise', 'report'])
+    assert (joined, estimate) == ([None, None, None], False)
     assert c.sampler.to_dict() == {'name': 'ddim', 'steps': 7, 'guidance': 0.0}
     assert c.data.to_dict() == {'path': 'here', 'held_out': (1, 2), 'flip': True}
     assert c.variant == 2
 
 
 def test_values_may_be_words_of_their_own(config, parse):
-    c, _, _ = parse('--config', str(config), '--config.sampler.steps', '7', '--config.data.flip')
+    c, *_ = parse('--config', str(config), '--config.sampler.steps', '7', '--config.data.flip')
     assert c.sampler.steps == 7
     assert c.data.flip is True
 

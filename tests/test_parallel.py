@@ -3,11 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from etils import epath
 
 from jaxood import parallel
 from jaxood.errors import UserError
 from jaxood.rng import key_each
+from jaxood.train import checkpoint
+from jaxood.train.state import TrainState
 
 LAYOUTS = [('jit', 1), ('jit', 8), ('pmap', 1), ('pmap', 8)]
 every_layout = pytest.mark.parametrize(('mode', 'count'), LAYOUTS)
@@ -61,6 +65,57 @@ def train(devices, steps):
         state, metrics = compiled(state, data, batch, key)
         losses.append(metrics['loss'])
     return float(devices.unreplicate(state)['w']), jax.device_get(losses)
+
+
+def matrix_step(state, data, batch, key, *, axis_name=None):
+    """Adam on a matrix that is large enough to be split, and a vector that is not."""
+    tx = optax.adam(1e-2)
+
+    def loss_fn(params):
+        return jnp.mean((batch['x'] @ params['w'] + params['b'] - batch['y']) ** 2)
+
+    loss, grads = jax.value_and_grad(loss_fn)(state['params'])
+    updates, moments = tx.update(grads, state['moments'])
+    return {'params': optax.apply_updates(state['params'], updates), 'moments': moments}, {
+        'loss': loss
+    }
+
+
+def test_a_split_state_trains_as_a_whole_one(tmp_path):
+    """... each device holds its part; a checkpoint of eight parts comes back on two, and on one."""
+    rng = np.random.default_rng(0)
+    params = {'w': rng.normal(size=(120, 1024)).astype(np.float32), 'b': np.zeros(1024, np.float32)}
+    state = jax.device_get({'params': params, 'moments': optax.adam(1e-2).init(params)})
+    batches = [
+        {'x': rng.normal(size=(16, 120)), 'y': rng.normal(size=(16, 1024))} for _ in range(4)
+    ]
+
+    def go_on(devices, state, batches):
+        update, losses = devices.compile_step(matrix_step), []
+        for batch in jax.tree.map(np.float32, batches):
+            state, metrics = update(state, None, devices.shard(batch), jax.random.key(0))
+            losses.append(float(metrics['loss']))
+        return state, losses
+
+    whole, split = parallel.setup('jit', 8), parallel.setup('jit', 8, shard_state=True)
+    want, losses = go_on(whole, whole.place_state(state), batches)
+    got, split_losses = go_on(split, split.place_state(state), batches)
+    np.testing.assert_allclose(split_losses, losses, rtol=1e-5)
+    for part in (got['params']['w'], got['moments'][0].mu['w']):
+        assert {shard.data.shape for shard in part.addressable_shards} == {(120, 128)}
+    assert got['params']['b'].addressable_shards[0].data.shape == (1024,)
+    np.testing.assert_allclose(parallel.fetch(got['params']['w']), want['params']['w'], atol=1e-4)
+
+    saving = checkpoint.Checkpoints(epath.Path(tmp_path))
+    saving.save(1, TrainState(np.array(1), got['params'], None, got['moments'], {}))
+    for count in (2, 1):
+        fewer = parallel.setup('jit', count, shard_state=True)
+        empty = fewer.place_state(jax.tree.map(np.zeros_like, state))
+        back = saving.restore(TrainState(np.array(1), empty['params'], None, empty['moments'], {}))
+        w = back.params['w']
+        assert {shard.data.shape for shard in w.addressable_shards} == {(120, 1024 // count)}
+        np.testing.assert_array_equal(parallel.fetch(w), parallel.fetch(got['params']['w']))
+    saving.close()
 
 
 def test_a_step_is_the_same_on_any_layout():
@@ -145,6 +200,8 @@ def test_devices_are_keys_of_memoised_programs():
 def test_impossible_devices():
     with pytest.raises(UserError, match="config.parallel.mode='pjit' .* Did you mean 'jit'"):
         parallel.setup('pjit')
+    with pytest.raises(UserError, match=r"shard_state splits states under .*mode='jit'"):
+        parallel.setup('pmap', shard_state=True)
     for count in (0, 9):
         with pytest.raises(UserError, match=f'num_devices={count}, but this machine has 8'):
             parallel.setup('jit', count)

@@ -60,11 +60,13 @@ class Table:
     Attributes:
         header: the columns' heads; the first stands over the rows' names.
         rows: a name and its cells each.
+        prose: whether cells are text that wraps, rather than numbers.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | tuple[str, str]]]
     title: str = ''
+    prose: bool = False
 
 
 @dataclasses.dataclass

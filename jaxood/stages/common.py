@@ -28,7 +28,7 @@ HELD_OUT = 'held_out'  # the near-OOD set of classes left out of the ID set
 TRAIN, TEST, VALIDATION, TUNING = 'train', 'test', 'validation', 'validation_ood'
 NAMED = (TRAIN, TEST, VALIDATION, TUNING, HELD_OUT)  # which no OOD test set may be called
 GROUPS = ('near', 'far')
-LAYOUT = ('log_every', 'checkpoint_every')  # keys that no result depends on
+LAYOUT = ('log_every', 'checkpoint_every', 'remat')  # keys that no result depends on
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -151,6 +151,8 @@ def check(config) -> None:
     """
     c, data = config.parallel, config.data
     configs.whole(c, 'config.parallel', 'inference_batch')
+    if c.get('shard_state') is not None:
+        configs.true_or_false(c, 'config.parallel', 'shard_state')
     if c.get('num_devices') is not None:
         configs.whole(c, 'config.parallel', 'num_devices')
     configs.whole(data, 'config.data', 'device_limit', minimum=0)
@@ -358,22 +360,34 @@ def check_labels(data: Data, stage: str) -> None:
         )
 
 
-def check_batch(batch_size: int, count: int, devices: Devices, where: str) -> None:
-    """Raises ConfigError unless `count` images fill a batch, and the devices can share it."""
+def parts(section) -> int:
+    """Into how many parts a training's batches are split: `accumulate`, 1 unless set."""
+    return section.get('accumulate') or 1
+
+
+def check_parts(section, where: str) -> None:
+    """Raises ConfigError unless `accumulate` is unset or a whole number."""
+    if section.get('accumulate') is not None:
+        configs.whole(section, where, 'accumulate')
+
+
+def check_batch(batch_size: int, count: int, devices: Devices, where: str, parts: int = 1) -> None:
+    """Raises ConfigError unless `count` images fill a batch whose parts the devices can share."""
     if batch_size > count:
         raise ConfigError(
             f'{where}={batch_size} is more than the {count} ID training images there are. Set it '
             f'to {count} or less.'
         )
-    check_split(batch_size, devices, f'{where}={batch_size}')
+    check_split(batch_size, devices, f'{where}={batch_size}', parts)
 
 
-def check_split(rows: int, devices: Devices, what: str) -> None:
-    """Raises ConfigError unless every device can have equally many rows."""
-    if rows % devices.count:
+def check_split(rows: int, devices: Devices, what: str, parts: int = 1) -> None:
+    """Raises ConfigError unless every device can have equally many rows of each part."""
+    if rows % (devices.count * parts):
+        each = '' if parts == 1 else f' and {parts} parts (accumulate)'
         raise ConfigError(
-            f'{what} rows cannot be split over {devices.count} devices. Make them a multiple of '
-            f'{devices.count}, or set config.parallel.num_devices.'
+            f'{what} rows cannot be split over {devices.count} devices{each}. Make them a multiple '
+            f'of {devices.count * parts}, or set config.parallel.num_devices.'
         )
 
 

@@ -177,15 +177,8 @@ def check(config) -> None:
 
 def fits(config, data, devices) -> None:
     c = config.tokens
-    found = names(config, data)
+    names(config, data)
     common.check_split(c.batch_size, devices, f'{WHERE}.batch_size={c.batch_size}')
-    count = np.bincount(data.id.train.labels, minlength=len(found))
-    if (empty := np.flatnonzero(count == 0)).size:
-        raise ConfigError(
-            f'config.data.id: there are no training images of {found[empty[0]]!r} '
-            f'({empty.size} such in all), so no pseudo-word of it can be learnt. Add some, leave '
-            f"the class out (config.data.held_out), or set {WHERE}.name='none'."
-        )
     if data.shape[-1] != 3:
         raise ConfigError(
             f'config.data: images of {data.shape[-1]} channel(s), the generator sees 3. Set '
@@ -250,6 +243,7 @@ def invert(context, sd, step, tx, shared, latents, labels, numbers, start):
         folder=context.artefact / f'classes-{numbers[0]:04d}',
         what=f'{context.what} {numbers[0]}-{numbers[-1]}',
         images_per_step=len(numbers) * c.batch_size,
+        where=f'{WHERE}.batch_size',
         log_every=c.log_every,
         checkpoint_every=c.checkpoint_every,
     )
@@ -279,9 +273,9 @@ def loss_fn(params, extra, data, batch, key, step, *, networks):
     else:
         q = jax.tree.map(lambda x: x[batch['row']], data['latents'])
     z_0 = draw(q, keys, scale=networks.vae.scale)
-    pick = lambda k, choices: choices[jax.random.randint(k, (), 0, len(choices))]
-    ids = jax.vmap(pick)(keys('template'), data['ids'][batch['slot']])
-    context = pipeline.encode_prompts(networks, data['params'], ids, params['vectors'])
+    templates = data['ids'].shape[1]
+    which = jax.vmap(lambda k: jax.random.randint(k, (), 0, templates))(keys('template'))
+    context = contexts(networks, data, params['vectors'], batch['slot'], which)
     alpha_bar = networks.schedule.alpha_bar
     t, eps = process.draw_noise(keys('noise'), z_0.shape[1:], len(alpha_bar) - 1)
     network = lambda x, t: networks.unet.apply(data['params']['unet'], x, t, context)
@@ -289,6 +283,16 @@ def loss_fn(params, extra, data, batch, key, step, *, networks):
     rows = process.loss(network, z_0, t, eps, alpha_bar=alpha_bar, prediction=prediction)
     loss = jnp.mean(rows)
     return len(params['vectors']) * loss, (extra, {'loss': loss})
+
+
+def contexts(networks, data, vectors, slot, which):
+    """T_seq(prompt(s_y)) of each row, float32[B, N, D]: template `which` with vector `slot`."""
+    encode = lambda ids: pipeline.encode_prompts(networks, data['params'], ids, vectors)
+    ids = data['ids']
+    if ids.shape[0] * ids.shape[1] > len(slot):
+        return encode(ids[slot, which])
+    hidden = encode(ids.reshape(-1, ids.shape[-1]))  # fewer prompts than rows: each once
+    return hidden.reshape(*ids.shape[:2], *hidden.shape[1:])[slot, which]
 
 
 def draw(q, keys, *, scale):

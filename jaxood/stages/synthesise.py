@@ -28,7 +28,7 @@ from jaxood.models.stable_diffusion import pipeline
 from jaxood.rng import key_for
 from jaxood.stages import common, learn_tokens, train_diffusion, train_judges, words
 from jaxood.stages.common import Context
-from jaxood.stages.parts import classifiers, clips, texts
+from jaxood.stages.parts import classifiers, clips, networks, texts
 from jaxood.synthesis import STRATEGIES, wordnet_prompts
 from jaxood.synthesis import filter as leaks
 from jaxood.synthesis.generator import generator
@@ -280,11 +280,13 @@ def shards(context: Context, gate):
     first, which compiles.
     """
     config, devices, spelt = context.config, context.devices, None
+    size, times = context.num_rows(), []
     if paints(config):
         rows, shared, spelt = painted(context)
+        painted_at = {'size': texts.load(config, context.inputs).size}
+        size = devices.batch_size(networks.rows_of(size, painted_at))
     else:
         rows, shared = renderer(config, context.data, context.inputs.get('train_diffusion'))
-    size, times = context.num_rows(), []
     render = functools.partial(rendered, devices, rows, devices.replicate(shared), size=size)
     length = min(config.outliers.shard_size, -(-number(config, context.data) // size) * size)
     there = len(given(config)) if takes_given(config) else np.inf
@@ -384,10 +386,10 @@ def painted(context: Context):
     return _ROWS[key], shared, spelt
 
 
-def _painter(config, shape, networks, size: int) -> Painter:
+def _painter(config, shape, modules, size: int) -> Painter:
     sampler = config.sampler
     return Painter(
-        networks,
+        modules,
         size,
         shape,
         sampler.name,

@@ -110,7 +110,8 @@ def fits(config, data, devices) -> None:
     if uses_outliers(config):
         number = classifiers.outliers_per_batch(c)
         _check_number(config, synthesise.number(config, data))
-        common.check_split(number, devices, f'{where}.outlier_ratio={c.outlier_ratio}: {number}')
+        what = f'{where}.outlier_ratio={c.outlier_ratio}: {number}'
+        common.check_split(number, devices, what, common.parts(c))
     model = build(config, data.num_classes)
     classifiers.fits(config, data, devices, model, c, where, number)
 
@@ -169,7 +170,15 @@ def _check_initial(config) -> None:
     if config.detector.init == 'weights':
         if config.get('weights') is None:
             raise ConfigError(f'{where}, but config.weights names no checkpoint.')
-        theirs = dict(load_weights.load(config.weights).backbone)
+        found = load_weights.load(config.weights)
+        theirs = dict(found.backbone)
+        for key in ('mean', 'std'):
+            if config.preprocessing.get(key) is None:
+                own = tuple(round(v, 4) for v in getattr(found.preprocessing, key))
+                raise ConfigError(
+                    f'config.preprocessing.{key} is not set, and a training needs it. These '
+                    f'weights have seen images with {own}.'
+                )
     else:
         if PSEUDO not in config.stages or config.pseudo_label.name != 'scan':
             raise ConfigError(f"{where} takes the network of config.pseudo_label.name='scan'.")

@@ -50,6 +50,7 @@ def check(config) -> None:
     configs.require(config, 'generator', 'diffusion', *drawn)
     c, where = config.diffusion, 'config.diffusion'
     configs.whole(c, where, 'steps', 'batch_size', 'log_every', 'checkpoint_every')
+    common.check_parts(c, where)
     configs.within(c, where, 'label_dropout', 0.0, 1.0)
     configs.within(c, where, 'ema_decay', 0.0, 1.0)
     configs.true_or_false(c, where, 'flip')
@@ -63,8 +64,8 @@ def check(config) -> None:
 
 def fits(config, data, devices) -> None:
     train, model = data.id.train, build(config, data.num_classes)
-    batch_size = config.diffusion.batch_size
-    common.check_batch(batch_size, len(train), devices, 'config.diffusion.batch_size')
+    c, where = config.diffusion, 'config.diffusion.batch_size'
+    common.check_batch(c.batch_size, len(train), devices, where, common.parts(c))
     with common.rehearsal('config.generator'):
         jax.eval_shape(_init(model, train.shape), jax.random.key(0))
 
@@ -99,7 +100,13 @@ def run(context: Context) -> dict:
         label_dropout=c.label_dropout,
         flip=c.flip,
     )
-    step = functools.partial(loop.train_step, loss_fn=loss, tx=tx, ema_limit=c.ema_decay)
+    step = functools.partial(
+        loop.train_step,
+        loss_fn=loss,
+        tx=tx,
+        accumulate=common.parts(c),
+        ema_limit=c.ema_decay,
+    )
     data, feed = common.feed(
         train,
         devices,
@@ -118,6 +125,7 @@ def run(context: Context) -> dict:
         folder=context.artefact.folder,
         what=context.what,
         images_per_step=c.batch_size,
+        where='config.diffusion.batch_size',
         log_every=c.log_every,
         checkpoint_every=c.checkpoint_every,
     )

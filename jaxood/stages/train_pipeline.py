@@ -20,7 +20,7 @@ from jaxood import artefacts, console, hosts
 from jaxood import config as configs
 from jaxood.data import augment, captions
 from jaxood.diffusion import PREDICTIONS, process
-from jaxood.errors import ConfigError, unknown
+from jaxood.errors import ConfigError, UserError, unknown
 from jaxood.losses import contrastive
 from jaxood.models.clip import tokenizer, vision
 from jaxood.models.components import COMPONENTS
@@ -147,6 +147,12 @@ def describe(config, data) -> dict[str, dict]:
 
 
 def run(context: Context) -> dict:
+    if '://' in str(context.artefact.folder):
+        raise UserError(
+            f'{context.artefact.folder}: a Stable Diffusion is trained into a folder that other '
+            'programs read as files. Give a --workdir on a disk, one that all hosts share, and '
+            'copy it afterwards.'
+        )
     context = dataclasses.replace(context, data=own_data(context.config))
     config, data = context.config, context.data
     described, words = describe(config, data), tokenizer.learn(texts(config, data))
@@ -244,6 +250,7 @@ def fit(context: Context, part: str, initial, loss_fn, frozen=None):
         folder=folder,
         what=f'{part} {context.what}',
         images_per_step=training.batch_size,
+        where=f'{where}.batch_size',
         log_every=training.log_every,
         checkpoint_every=training.checkpoint_every,
     )

@@ -145,6 +145,7 @@ def run(context: Context) -> dict:
             folder=context.artefact / f'until_{name}',
             what=context.what,
             images_per_step=c.batch_size,
+            where='config.restorer.batch_size',
             log_every=c.log_every,
             checkpoint_every=c.checkpoint_every,
         )

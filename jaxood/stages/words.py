@@ -28,6 +28,7 @@ ACROSS = False
 NEEDS = ('words', 'tokens')
 PUBLISHED = ('words.csv',)
 WHERE = 'config.words'
+OWN = configs.SECTIONS['words']  # keys of the stage; the others are the vocabulary's
 TOLERANCE = 0.02  # how far two text encoders' tables may lie apart: one may have been a float16
 SHOWN, CLASSES = 8, 20  # words of a class, and classes, on the terminal
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the candidates, in a message
@@ -52,9 +53,6 @@ def settings(config) -> dict:
     used = common.settings(config, 'dtype') | {'words': own | learn_tokens.called(config)}
     contents = {'vocabulary': vocabulary(config).digest, 'clip': clips.digest(config)}
     return used | contents | texts.settings(config)
-
-
-OWN = configs.SECTIONS['words']
 
 
 def check(config) -> None:
@@ -124,11 +122,10 @@ def run(context: Context) -> dict:
     _say_unknown(found, classes)
     clip = clips.load(config, context.inputs, context.devices, context.num_rows())
     prompts = [c.template.format(word) for word in found.words]
-    words = clip.prompts(context.store, prompts, f'prompts, {context.what}')
     named = clip.ids(clip.tokenizer([c.template.format(name) for name in classes]))
-    own = named
-    if learn_tokens.applies(config):
-        own = inverted(config, clip, context.inputs)
+    learns = learn_tokens.applies(config)
+    own = inverted(config, clip, context.inputs) if learns else named
+    words = clip.prompts(context.store, prompts, f'prompts, {context.what}')
     images = clip.images(context.store, data.id.train, f'images, {context.what}')
     allowed = np.array([word not in dropped for word in found.words])
     if c.k > allowed.sum():
@@ -141,7 +138,7 @@ def run(context: Context) -> dict:
         collided.append([(int(w), float(similarity[w])) for w in near])
         nearest.append(_nearest(found, classes, similarity, named @ own[y]))
     union = np.array(sorted({w for places in lists for w, _ in places}))
-    values = rules.values(*(words[union], images, data.id.train.labels), eta=c.eta, rule=c.rule)
+    values = rules.values(words[union], images, data.id.train.labels, eta=c.eta, rule=c.rule)
     value = dict(zip(union.tolist(), values.tolist()))
     limit = c.get('threshold')
     limit = rules.threshold(values, keep=c.keep) if limit is None else limit
@@ -221,7 +218,7 @@ def check_anchors(
     count = lambda at: int(np.sum(values <= at))
     levels = [rules.threshold(values, keep=share) for share in SHARES]
     kept = ', '.join(f'{at:.4f} ({count(at)})' for at in levels)
-    which = 'no class' if len(empty) == len(own) else f'the class {classes[empty[0]]!r}'
+    which = 'all classes' if len(empty) == len(own) else f'the class {classes[empty[0]]!r}'
     raise UserError(
         f'the anchors of {which} are none ({len(empty)} of {len(own)} classes): all candidates '
         f'lie above λ = {limit:.4f}. So many of the {len(values)} would be kept by λ = {kept}; '
@@ -286,7 +283,7 @@ def estimate(config, done: Mapping, store: Store) -> str:
     asked = config.get('outliers') or {}
     images = next((asked[k] * n for k, n in each.items() if asked.get(k) is not None), None)
     if images is None or config.get('sampler') is None:
-        return 'rendering: how many images, config.outliers and config.sampler would say'
+        return 'rendering: config.outliers and config.sampler do not say how many images'
     calls = config.sampler.steps * (1 if config.sampler.guidance == 0.0 else 2)
     speed = store.mean('synthesise', 'images_per_s')
     hours = 'not known yet' if speed is None else f'{images / speed / 3600:.2g} (at {speed:.3g}/s)'

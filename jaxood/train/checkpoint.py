@@ -15,10 +15,10 @@ from jaxood.train.state import TrainState
 
 class Checkpoints:
     """The latest train state in a folder. Orbax finishes a checkpoint before it counts as one, so
-    a kill leaves the one before."""
+    a kill leaves the one before. A state is copied at once and written while training goes on."""
 
     def __init__(self, folder: epath.Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=True)
         self.folder = folder
         self.manager = ocp.CheckpointManager(folder, options=options)
 
@@ -35,6 +35,9 @@ class Checkpoints:
         return TrainState(**self.manager.restore(step, args=ocp.args.StandardRestore(target)))
 
     def close(self) -> None:
+        """Waits until the last state is written."""
+        with _mending(self.folder):
+            self.manager.wait_until_finished()
         self.manager.close()
 
 
@@ -74,6 +77,12 @@ def _writing(folder, tree):
             raise OSError(e.errno, os.strerror(e.errno), os.fspath(folder)) from e
         finally:
             probe.unlink(missing_ok=True)
+    with _mending(folder):
+        yield
+
+
+@contextlib.contextmanager
+def _mending(folder):
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.FATAL)
     try:

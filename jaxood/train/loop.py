@@ -1,21 +1,35 @@
 """The training loop: there is one."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxood import console
+from jaxood import console, hosts, memory
 from jaxood.errors import UserError
-from jaxood.parallel import Devices, fetch
+from jaxood.parallel import Devices, Probed, fetch, probe
 from jaxood.train.checkpoint import Checkpoints
 from jaxood.train.state import TrainState, ema_decay
 
 
-def train_step(state, data, batch, key, *, loss_fn, tx, first=None, ema_limit=None, axis_name=None):
+def train_step(
+    state,
+    data,
+    batch,
+    key,
+    *,
+    loss_fn,
+    tx,
+    first=None,
+    accumulate=1,
+    ema_limit=None,
+    axis_name=None,
+):
     """One update, or with `first` two.
 
     Under sharded jit means are global; under pmap `axis_name` makes them so.
@@ -28,6 +42,9 @@ def train_step(state, data, batch, key, *, loss_fn, tx, first=None, ema_limit=No
         loss_fn: `(params, extra, data, batch, key, step) -> (loss, (extra, metrics))`.
         first: `(another loss_fn, a step)`: from that step on this loss makes an update on the same
             rows before `loss_fn` makes its own. The learning rate counts the two as one.
+        accumulate: the gradient is the mean over as many equal parts of the batch, one after the
+            other: that of the whole in less memory, where a loss is a mean over rows. BatchNorm
+            sees parts.
         ema_limit: the largest decay of the weights' moving average; None keeps no average.
 
     Returns:
@@ -36,8 +53,8 @@ def train_step(state, data, batch, key, *, loss_fn, tx, first=None, ema_limit=No
     key = jax.random.fold_in(key, state.step)
 
     def update(loss_fn, params, opt_state, extra):
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (extra, metrics)), grads = grad_fn(params, extra, data, batch, key, state.step)
+        of = lambda extra, rows: _gradient(loss_fn, params, extra, data, rows, key, state.step)
+        grads, extra, metrics = _over_parts(of, extra, batch, accumulate)
         if axis_name is not None:
             grads, extra, metrics = jax.lax.pmean((grads, extra, metrics), axis_name)
         updates, opt_state = tx.update(grads, opt_state, params)
@@ -61,6 +78,33 @@ def train_step(state, data, batch, key, *, loss_fn, tx, first=None, ema_limit=No
     return TrainState(state.step + 1, params, ema, opt_state, extra), metrics
 
 
+def _gradient(loss_fn, params, *args):
+    (_, (extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *args)
+    return grads, extra, metrics
+
+
+def _over_parts(gradient, extra, batch, parts):
+    """(mean gradient, the last `extra`, mean metrics) over parts of a batch.
+
+    A part takes every so many-th row, so that rows stay on the devices that have them.
+    """
+    if parts == 1:
+        return gradient(extra, batch)
+    split = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+
+    def add(carry, rows):
+        total, extra = carry
+        grads, extra, metrics = gradient(extra, rows)
+        return (jax.tree.map(jnp.add, total, grads), extra), metrics
+
+    batches = jax.tree.map(split, batch)
+    shapes, _, _ = jax.eval_shape(gradient, extra, jax.tree.map(lambda x: x[0], batches))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (total, extra), metrics = jax.lax.scan(add, (zeros, extra), batches)
+    mean = lambda x: jnp.mean(x, axis=0)
+    return jax.tree.map(lambda x: x / parts, total), extra, jax.tree.map(mean, metrics)
+
+
 def _same_clock(opt_state, before):
     """An optimiser's state with the learning rate's place in its schedule as it was before."""
     clock = lambda state: isinstance(state, optax.ScaleByScheduleState)
@@ -80,6 +124,7 @@ def fit(
     folder,
     what: str,
     images_per_step: int,
+    where: str = 'batch_size',
     log_every: int = 50,
     checkpoint_every: int = 1000,
 ) -> tuple[TrainState, dict[str, float]]:
@@ -91,6 +136,7 @@ def fit(
         data: replicated arrays or None.
         feed: `feed(n)` iterates over the batches from number n on.
         folder: keeps `checkpoints/` while training, and `log.jsonl`.
+        where: the setting that asks for the rows of a step.
 
     Returns:
         The final state, on the host, and facts: seconds, images_per_s (compilation and
@@ -98,42 +144,75 @@ def fit(
 
     Raises:
         UserError: a metric is not finite; the message names the steps, and no such state is saved.
+            A device is full; it says how many rows would fit.
+        Probed: with `devices.probe`, after two steps.
     """
     checkpoints = Checkpoints(folder / 'checkpoints')
     log = console.Log(folder / 'log.jsonl')
-    state = devices.replicate(state)
+    state = devices.place_state(state)
     restored = checkpoints.restore(devices.unreplicate(state))
     if restored is not None:
-        state = devices.replicate(restored)
+        state = devices.place_state(restored)
     first = int(devices.unreplicate(state).step)
     key = devices.replicate(key) if devices.mode == 'jit' else key
     progress = console.Progress(what, steps, start=first)
     batches = feed(first)
+    if devices.probe:
+        facts = _try(step, state, data, devices.shard(next(batches)), key)
+        raise Probed(images=images_per_step, steps=steps - first, **facts)
     pending, last = [], {}
     seconds, timed, mark = 0.0, 0, None
-    for done in range(first + 1, steps + 1):
-        state, metrics = step(state, data, devices.shard(next(batches)), key)
-        pending.append(metrics)
-        if done == first + 1:  # compiles; the clock starts after it
-            jax.block_until_ready(metrics)
-            mark = time.monotonic()
-            progress.compiled(done)
-        saves = done % checkpoint_every == 0 and done < steps
-        if done % log_every == 0 or done == steps or saves:
-            last = _means(jax.device_get(pending), done, what)
-            pending = []
-            now = time.monotonic()
-            seconds, timed, mark = seconds + now - mark, done - first - 1, now
-            speed = images_per_step * timed / seconds if timed else 0.0
-            log.write({'step': done, **last, 'images_per_s': round(speed, 1)})
-            progress.update(done, loss=last['loss'], **{'images/s': round(speed)})
-            if saves:
-                checkpoints.save(done, devices.unreplicate(state))
+    try:
+        for done in range(first + 1, steps + 1):
+            batch = devices.shard(next(batches))
+            ask = functools.partial(memory.need, step, state, data, batch, key)
+            with memory.watched(what, where, _rows(batch, devices), devices.count, ask):
+                state, metrics = step(state, data, batch, key)
+                if done == first + 1:
+                    jax.block_until_ready(metrics)
+            pending.append(metrics)
+            if done == first + 1:  # compiles; the clock starts after it
                 mark = time.monotonic()
+                progress.compiled(done)
+            saves = done % checkpoint_every == 0 and done < steps
+            if done % log_every == 0 or done == steps or saves:
+                last = _means(jax.device_get(pending), done, what)
+                pending = []
+                now = time.monotonic()
+                seconds, timed, mark = seconds + now - mark, done - first - 1, now
+                speed = images_per_step * timed / seconds if timed else 0.0
+                log.write({'step': done, **last, 'images_per_s': round(speed, 1)})
+                progress.update(done, loss=last['loss'], **{'images/s': round(speed)})
+                if saves:
+                    checkpoints.save(done, devices.unreplicate(state))
+                    mark = time.monotonic()
+    except BaseException:
+        if hosts.count() == 1:  # of several, another may be gone, and no longer write its part
+            checkpoints.close()
+        raise
     checkpoints.close()
     facts = {'images_per_s': round(speed, 1), **last} if last else {}
     progress.close(**{k: facts[k] for k in ('loss', 'images_per_s') if k in facts})
     return fetch(devices.unreplicate(state)), facts
+
+
+def _rows(batch, devices):
+    """Of a placed batch; under pmap each device has its own axis."""
+    shape = jax.tree.leaves(batch)[0].shape
+    return shape[0] if devices.mode == 'jit' else shape[0] * shape[1]
+
+
+def _try(step, *arguments):
+    """What a step takes, by two of them."""
+    state, *others = arguments
+    ask = functools.partial(memory.need, step, *arguments)
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, *others)
+        return metrics
+
+    return probe(call, ask)
 
 
 def _means(metrics, done, what):

@@ -76,3 +76,13 @@ def test_losses_are_float32_at_any_dtype_and_finite_far_out(name):
     assert loss.dtype == jnp.float32
     assert np.isfinite(loss).all()
     assert np.isfinite(gradient(OF_LOGITS[name], jnp.array([[1e4, 0.0, -1e4]]))).all()
+
+
+def test_energies_beyond_their_margins_cost_a_square():
+    """E = -log Σ e^z: of (0, 0) -.6931, of (3, 3) -3.6931."""
+    logits = jnp.array([[0.0, 0.0], [3.0, 3.0]])
+    hinge = lambda outlier: detection.energy_hinge(
+        logits, jnp.full(2, outlier), m_in=-2.0, m_out=-1.0
+    )
+    np.testing.assert_allclose(hinge(False), [1.306853**2, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(hinge(True), [0.0, 2.693147**2], rtol=1e-5)

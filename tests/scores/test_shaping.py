@@ -126,6 +126,35 @@ def test_hand_numbers(name, variant):
         assert -s == pytest.approx(value, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ('variant', 'wanted'),
+    [('p', (4, 3, 2, 1)), ('b', (2.5,) * 4), ('s', np.e * np.array([4, 3, 2, 1]))],
+)
+def test_ash_with_nothing_pruned(variant, wanted):
+    outputs = outputs_of([[4.0, 3.0, 2.0, 1.0]], IDENTITY)
+    for unit, value in enumerate(wanted):
+        head = {'kernel': IDENTITY['kernel'][:, [unit]], 'bias': np.zeros(1, np.float32)}
+        s = run('ash', {}, outputs, head, percentile=0.0, variant=variant)
+        assert -s == pytest.approx(value, abs=1e-5)
+
+
+def test_all_forms_of_ash_keep_the_same_units_and_leave_the_features_alone(small):
+    _, outputs, head = small
+    before = outputs['features'].copy()
+    kept = []
+    for variant in 'pbs':
+        of_each = [
+            run('ash', {}, outputs, head | {'kernel': unit, 'bias': np.zeros(1, np.float32)},
+                variant=variant, percentile=60.0)
+            for unit in np.eye(6, dtype=np.float32)[:, :, None]
+        ]  # fmt: skip
+        kept.append(np.stack(of_each) != 0.0)
+    np.testing.assert_array_equal(kept[0], kept[1])
+    np.testing.assert_array_equal(kept[0], kept[2])
+    assert (kept[0].sum(axis=0) == shaping.kept(6, 60.0)).all()
+    np.testing.assert_array_equal(outputs['features'], before)
+
+
 def test_ash_breaks_ties_by_index():
     """Of five equal units two are kept, the first two; a threshold would keep all or none."""
     head = {

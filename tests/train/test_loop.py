@@ -44,17 +44,19 @@ TX = optax.adam(0.05)
 
 
 @functools.cache
-def compile_step(mode, count, loss_fn):
-    step = functools.partial(loop.train_step, loss_fn=loss_fn, tx=TX, ema_limit=0.99)
+def compile_step(mode, count, loss_fn, parts=1):
+    step = functools.partial(
+        loop.train_step, loss_fn=loss_fn, tx=TX, accumulate=parts, ema_limit=0.99
+    )
     return parallel.setup(mode, count).compile_step(step)
 
 
-def run(folder, *, steps, mode='jit', count=1, loss_fn=loss_fn, feed=feed, **options):
+def run(folder, *, steps, mode='jit', count=1, parts=1, loss_fn=loss_fn, feed=feed, **options):
     """Trains to `steps`; `folder` may hold a checkpoint of an earlier call."""
     devices = parallel.setup(mode, count)
     return loop.fit(
         start(TX),
-        compile_step(mode, count, loss_fn),
+        compile_step(mode, count, loss_fn, parts),
         devices.replicate(ROWS),
         feed,
         jax.random.key(1),
@@ -133,6 +135,18 @@ def test_layouts_agree(tmp_path, mode, count):
     )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(('mode', 'count', 'parts'), [('jit', 1, 4), ('jit', 2, 2), ('pmap', 2, 4)])
+def test_parts_of_a_batch_add_up_to_it(tmp_path, mode, count, parts):
+    """One update and one line of the log a batch, from the mean of its parts' gradients."""
+    whole, facts = run(tmp_path / 'whole', steps=5)
+    split, same = run(tmp_path / 'parts', steps=5, mode=mode, count=count, parts=parts)
+    np.testing.assert_allclose(split.params['w'], whole.params['w'], atol=1e-5)
+    np.testing.assert_allclose(split.ema['w'], whole.ema['w'], atol=1e-5)
+    assert int(split.step) == int(optax.tree.get(split.opt_state, 'count')) == 5
+    for name in ('loss', 'noise', 'grad_norm'):
+        assert same[name] == pytest.approx(facts[name], rel=1e-4, abs=1e-5)
 
 
 def test_a_run_that_is_finished_is_left_alone(tmp_path):

@@ -39,6 +39,7 @@ def check(config, section, where: str) -> None:
     configs.within(section, where, 'noise', 0.0, np.inf)
     configs.true_or_false(section, where, 'flip')
     configs.whole({'frozen': section.get('frozen') or 0}, where, 'frozen', minimum=0)
+    common.check_parts(section, where)
     configs.build(
         state.OPTIMIZERS, section['optimizer'], f'{where}.optimizer', steps=section['steps']
     )
@@ -50,7 +51,8 @@ def fits(config, data, devices, model, section, where: str, num_outliers: int = 
     Traces one step on shapes alone: what the method or the network refuse, they refuse here.
     """
     train, batch_size = data.id.train, section['batch_size']
-    common.check_batch(batch_size, len(train), devices, f'{where}.batch_size')
+    parts = common.parts(section)
+    common.check_batch(batch_size, len(train), devices, f'{where}.batch_size', parts)
     common.check_look(config.preprocessing, train.shape[-1])
     batch = {
         'image': jax.ShapeDtypeStruct((batch_size, *train.shape), np.uint8),
@@ -122,7 +124,7 @@ def fit(
     step = _step(
         *(devices, model, section['name'], configs.freeze(keywords)),
         (section['optimizer']['name'], configs.freeze(optimizer_keywords), section['steps']),
-        stays,
+        *(common.parts(section), stays),
         *_augmentation(context.config, section),
     )
     batch_size = section['batch_size']
@@ -152,6 +154,7 @@ def fit(
         folder=folder,
         what=what,
         images_per_step=batch_size + num_outliers,
+        where=f'{where}.batch_size',
         log_every=section['log_every'],
         checkpoint_every=section['checkpoint_every'],
     )
@@ -218,12 +221,14 @@ def _init(model):
 
 
 @functools.cache
-def _step(devices, model, method, keywords, optimizer, stays, *augmentation):
+def _step(devices, model, method, keywords, optimizer, parts, stays, *augmentation):
     """The compiled training step. Memoised: arms and seeds that train alike compile once."""
     of = (model, method, keywords, stays, *augmentation)
     name, optimizer_keywords, steps = optimizer
     tx = thaw(state.OPTIMIZERS[name](steps=steps, **dict(optimizer_keywords)), stays)
-    step = functools.partial(loop.train_step, loss_fn=_loss(*of), tx=tx, first=_first(*of))
+    step = functools.partial(
+        loop.train_step, loss_fn=_loss(*of), tx=tx, first=_first(*of), accumulate=parts
+    )
     return devices.compile_step(step)
 
 

@@ -27,7 +27,7 @@ def rows(
             if artefact.done is None:
                 facts = fill(artefact, count, chunks, what, shard)
                 artefact.finish(rows=count, **facts)
-                artefacts.remove(artefact.folder, 'shards')
+    artefacts.remove(artefact.folder, 'shards')  # a kill may have left them
     return {name: artefacts.load_rows(artefact / f'{name}.npy') for name in artefact.done['arrays']}
 
 

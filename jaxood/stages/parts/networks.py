@@ -101,6 +101,7 @@ class Network:
             with artefacts.lock(artefact.folder):
                 if artefact.done is None:
                     self._compute(artefact, examples, what)
+        artefacts.remove(artefact.folder, 'shards')  # a kill may have left them
         return load_features(artefact)
 
     def outputs(self, examples: Examples) -> dict[str, np.ndarray]:
@@ -154,7 +155,6 @@ class Network:
         if has_labels:
             artefacts.save_rows(artefact / 'labels.npy', [examples.labels], len(examples))
         artefact.finish(rows=len(examples), labels=has_labels, **facts)
-        artefacts.remove(artefact.folder, 'shards')
 
 
 def load(artefact: Artefact, config, devices: Devices, rows: int) -> Network:

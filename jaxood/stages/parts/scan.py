@@ -237,6 +237,7 @@ def _phase(context, plan, name, model, before, data):
         folder=folder,
         what=f'{context.what} {name}',
         images_per_step=2 * section['batch_size'],
+        where=f'{WHERE}.{name}.batch_size',
         log_every=section['log_every'],
         checkpoint_every=section['checkpoint_every'],
     )

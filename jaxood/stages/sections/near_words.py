@@ -30,11 +30,11 @@ def fits(config, data) -> None:
 def tell(context: Context) -> tuple[dict, page.Section]:
     run = _chief(context)
     kinds = [told(folder, arms) for folder, arms in context.sharing(WORDS)]
-    rows = strategies(context)
-    found = {'words': kinds, 'strategies': rows}
+    ways = strategies(context)
+    found = {'words': kinds, 'strategies': ways}
     parts: list = []
     for one in kinds:
-        parts += [_about(one), page.Table(HEADER, _listing(one))]
+        parts += [_about(one), page.Table(HEADER, _listing(one), prose=True)]
     parts += [
         f'Painted for {run.arm}, and under each image the class, and the word that it was painted '
         'from:',
@@ -42,7 +42,7 @@ def tell(context: Context) -> tuple[dict, page.Section]:
         'Each way to make outliers, FPR95 / AUROC in percent (ID-positive: the share of OOD images '
         'accepted where 95 % of ID images are). Published: the paper’s means over five OOD sets, '
         'WRN-40-2.',
-        page.Table(*_strategy_table(rows, context)),
+        *(page.Table(*_strategy_table(label, rows)) for label, rows in ways.items()),
     ]
     note = (
         'Intervals: 95 % bootstrap over seeds and images, of the mean AUROC. Similarity: cosine of '
@@ -114,30 +114,47 @@ def painted(context: Context, run):
 # ---- table 2 ----------------------------------------------------------------------------------
 
 
-def strategies(context: Context) -> list[dict]:
-    """A row for each arm: how its outliers were made, FPR95 and AUROC on every test set, and the
-    published means."""
+def strategies(context: Context) -> dict[str, list[dict]]:
+    """By the report's own score, and by the energy alone: a row for each arm, with how its outliers
+    were made, FPR95 and AUROC on every test set, and the published means of that way."""
     config, groups = context.config, context.data.groups
+    labels = [config.report.score, *(k for k, v in config.scores.items() if _is_energy(k, v))]
     scored = [s for run in context.runs for s in score.read(run, context.inputs, context.data.ood)]
-    scored = [s for s in scored if s.method == config.report.score]
-    summary = tables.summary(scored, groups, main=config.report.score, draws=config.report.draws)
-    rows = []
-    for run in {run.arm: run for run in context.runs}.values():
-        tokens = run.config.get('tokens') or {}
-        made = run.config.outliers.name
-        label, means = published.dog_strategies(made, tokens.get('name', 'none') != 'none')
-        cells = {
-            column: {
-                metric: tables.cell(summary, run.arm, config.report.score, column, metric)
-                for metric in ('fpr95_id', 'auroc')
+    found = {}
+    for label in dict.fromkeys(labels):
+        own = [s for s in scored if s.method == label]
+        summary = tables.summary(own, groups, main=label, draws=config.report.draws)
+        found[label] = [
+            {
+                'arm': run.arm,
+                **_published(run, _chief(context)),
+                'cells': {
+                    column: {
+                        metric: tables.cell(summary, run.arm, label, column, metric)
+                        for metric in ('fpr95_id', 'auroc')
+                    }
+                    for column in tables.shown_columns(groups)
+                },
             }
-            for column in tables.shown_columns(groups)
-        }
-        rows.append({'arm': run.arm, 'paper': label, 'cells': cells, 'published': means})
-    return rows
+            for run in {run.arm: run for run in context.runs}.values()
+        ]
+    return found
 
 
-def _strategy_table(rows, context):
+def _is_energy(label, section):
+    return section.get('name', label) == 'energy'
+
+
+def _published(run, chief) -> dict:
+    """What the paper calls an arm's way, and its figures, if the arm is also trained that way."""
+    made, tokens = run.config.outliers.name, run.config.get('tokens') or {}
+    label, means = published.dog_strategies(made, tokens.get('name', 'none') != 'none')
+    if made != 'none' and run.config.detector != chief.config.detector:
+        label, means = f'{label}; trained otherwise', ()
+    return {'paper': label, 'published': means}
+
+
+def _strategy_table(label, rows):
     columns = list(rows[0]['cells'])
     lines = []
     for row in rows:
@@ -149,19 +166,13 @@ def _strategy_table(rows, context):
         means = [f'{f:.2f} / {a:.2f}' for f, a in row['published']] or ['–', '–']
         lines.append(((row['arm'], row['paper']), *cells, *means))
     header = ('arm', *map(tables.title, columns), 'published, CIFAR-10', 'published, CIFAR-100')
-    return header, lines, f'Ways to make outliers, score {context.config.report.score}'
+    return header, lines, f'Ways to make outliers, score {label}'
 
 
 def show(found: dict, config) -> None:
-    """What became of the words, and how each way to make outliers fared, on the terminal."""
+    """What became of the words, on the terminal; how the arms fared, the report says itself."""
     for one in found['words']:
         console.say(_about(one))
-    for row in found['strategies']:
-        auroc = next(iter(row['cells'].values()))['auroc']
-        console.say(
-            f'{row["arm"]}: AUROC {100 * auroc["mean"]:.2f} ({100 * auroc["low"]:.2f} to '
-            f'{100 * auroc["high"]:.2f}) by {config.report.score}'
-        )
 
 
 def _chief(context: Context):
