@@ -12,6 +12,7 @@ if anything failed.
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import json
 import math
@@ -27,7 +28,7 @@ from collections.abc import Iterator
 from absl import flags
 from ml_collections import config_flags
 
-from jaxood import machine
+from jaxood import hosts, machine
 from jaxood.errors import ConfigError, UserError
 from jaxood.main import check_config_flags, read_flags, run_command
 
@@ -36,6 +37,7 @@ flags.DEFINE_string('workdir', None, 'The folder that a run would write to.', fl
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A config, to check its settings and data.', flag_values=FLAGS
 )
+HOSTS = hosts.define_flags(FLAGS)
 flags.DEFINE_boolean('json', False, 'Prints JSON instead of lines.', flag_values=FLAGS)
 
 GIB = 2**30
@@ -83,18 +85,21 @@ def parse(argv: list[str]):
         raise ConfigError(str(e)) from e
     if rest:
         raise UserError(f'{rest[0]!r} is not a flag. All arguments start with --.')
-    return FLAGS.workdir, CONFIG.value, FLAGS.json
+    return FLAGS.workdir, CONFIG.value, FLAGS.json, [holder.value for holder in HOSTS]
 
 
-def examine(workdir, config, as_json) -> list[Finding]:
-    """Runs all checks, printing each as it is done."""
-    checks = [python, packages, memory, devices, ports, lambda: folders(workdir), cache]
-    checks += [collective, training]
+def examine(workdir, config, as_json, joined=()) -> list[Finding]:
+    """Runs all checks, printing each as it is done; `joined` is what `hosts.start` takes."""
+    meet = functools.partial(meeting, joined)  # before anything looks at a device
+    checks = {'python': python, 'packages': packages, 'memory': memory, 'hosts': meet}
+    checks |= {'devices': devices, 'ports': ports}
+    checks |= {'folders': functools.partial(folders, workdir), 'compilation': cache}
+    checks |= {'collective': collective, 'training': training}
     if config is not None:
-        checks.append(lambda: settings(config, workdir))
+        checks['config'] = functools.partial(settings, config, workdir)
     found = []
-    for check in checks:
-        for finding in guarded(check):
+    for name, check in checks.items():
+        for finding in guarded(name, check):
             found.append(finding)
             if not as_json:
                 print(f'{finding.state:<5} {finding.check:<12} {finding.found}', flush=True)
@@ -103,14 +108,13 @@ def examine(workdir, config, as_json) -> list[Finding]:
     if as_json:
         ok = all(finding.state != 'fail' for finding in found)
         rows = [dataclasses.asdict(finding) for finding in found]
-        print(json.dumps({'host': socket.gethostname(), 'ok': ok, 'checks': rows}, indent=2))
+        of = {'host': socket.gethostname(), 'process': hosts.index(), 'of': hosts.count()}
+        print(json.dumps(of | {'ok': ok, 'checks': rows}, indent=2))
     return found
 
 
-def guarded(check) -> Iterator[Finding]:
+def guarded(name: str, check) -> Iterator[Finding]:
     """The findings of a check; whatever it raises is one more, for a doctor does not fall over."""
-    name = getattr(check, '__name__', '')
-    name = 'config' if name == '<lambda>' else name
     try:
         yield from check()
     except UserError as e:
@@ -161,14 +165,25 @@ def memory() -> Iterator[Finding]:
         yield Finding('ok', 'memory', text)
 
 
+def meeting(joined) -> Iterator[Finding]:
+    """Whether all processes come together, and whether they run the same versions."""
+    hosts.start(*joined)
+    versions = machine.versions() | {'python': platform.python_version()}
+    hosts.compare(versions)
+    if hosts.count() == 1:
+        yield Finding('ok', 'hosts', 'one process')
+    else:
+        yield Finding('ok', 'hosts', f'process {hosts.index()} of {hosts.count()}, same versions')
+
+
 def devices() -> Iterator[Finding]:
     """What JAX computes on; an accelerator that it does not see."""
     import jax  # noqa: PLC0415 - the flags are read before it is imported
 
     found, backend = jax.local_devices(), jax.default_backend()
     text = f'{len(found)} x {found[0].device_kind} ({backend})'
-    if jax.process_count() > 1:
-        text += f', {jax.device_count()} on {jax.process_count()} hosts'
+    if hosts.count() > 1:
+        text += f', {jax.device_count()} of all processes'
     limits = [(d.memory_stats() or {}).get('bytes_limit') for d in found]
     if limits[0]:
         text += f', {min(limits) / GIB:.1f} GiB each for JAX'
@@ -204,7 +219,7 @@ def ports() -> Iterator[Finding]:
 
 def folders(workdir) -> Iterator[Finding]:
     """Whether what a run writes can be written, and how much room there is."""
-    from jaxood import experiment  # noqa: PLC0415
+    from jaxood import artefacts, experiment  # noqa: PLC0415
 
     experiment.use_compilation_cache()
     import jax  # noqa: PLC0415
@@ -214,6 +229,9 @@ def folders(workdir) -> Iterator[Finding]:
     for name, place in places.items():
         if place is not None:
             yield _folder(name, place)
+    if workdir is not None and hosts.count() > 1:
+        hosts.check_folder(artefacts.place(workdir))
+        yield Finding('ok', 'workdir', 'all processes see what the first one writes')
 
 
 def _folder(name, place) -> Finding:
@@ -265,6 +283,8 @@ def cache() -> Iterator[Finding]:
     compilation_cache.reset_cache()
     if kept:
         yield Finding('ok', 'compilation', f'{seconds[0]:.2f} s, and {seconds[1]:.2f} s from disk')
+    elif not hosts.first():
+        yield Finding('ok', 'compilation', f'{seconds[0]:.2f} s; the first process alone keeps it')
     else:
         yield Finding(
             'warn',
@@ -301,7 +321,8 @@ def collective() -> Iterator[Finding]:
         lambda state, data, batch, key, *, axis_name: (state, jax.numpy.sum(batch))
     )
     rows = every.shard(np.arange(1, every.count + 1, dtype=np.float32))
-    run = lambda: float(total(every.replicate(np.zeros(1)), None, rows, jax.random.key(0))[1])
+    key = jax.random.key(0)
+    run = lambda: float(np.asarray(total(every.replicate(np.zeros(1)), None, rows, key)[1]))
     run()
     started = time.perf_counter()
     got = run()
@@ -352,7 +373,7 @@ def training() -> Iterator[Finding]:
     now, rows, losses = every.replicate(start), every.shard(batch), []
     for _ in range(3):
         now, metrics = step(now, None, rows, jax.random.key(1))
-        losses.append(float(metrics['loss']))
+        losses.append(float(np.asarray(metrics['loss'])))
     took = time.perf_counter() - started
     text = f'{losses[0]:.4f} -> {losses[-1]:.4f} in three steps, {took:.1f} s with compilation'
     if not all(map(math.isfinite, losses)) or losses[-1] >= losses[0]:
@@ -383,4 +404,4 @@ def settings(config, workdir) -> Iterator[Finding]:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    hosts.run(main)

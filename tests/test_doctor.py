@@ -1,6 +1,10 @@
 """The doctor: a machine that works, and one line for what does not."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -73,6 +77,35 @@ def test_data_that_is_not_there(call, tmp_path):
     assert 'cifar10_train.npz is not there' in found['config'][1]['found']
 
 
+@pytest.mark.slow
+def test_two_processes_find_each_other(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        port = probe.getsockname()[1]
+    flags = [
+        f'--coordinator=localhost:{port}',
+        '--num_processes=2',
+        f'--workdir={tmp_path / "run"}',
+    ]
+    command = [sys.executable, '-m', 'jaxood.doctor', '--json', *flags]
+    environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    both = [
+        subprocess.Popen(
+            [*command, f'--process_id={i}'], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for i in range(2)
+    ]
+    for i, process in enumerate(both):
+        said = process.communicate(timeout=300)[0]
+        found = json.loads(said[said.index('{\n') :])  # the network's library speaks first
+        assert process.returncode == 0
+        assert (found['process'], found['of'], found['ok']) == (i, 2, True)
+        rows = {row['check']: row['found'] for row in found['checks']}
+        assert rows['hosts'] == f'process {i} of 2, same versions'
+        assert 'all devices (4)' in rows['collective']
+        assert rows['workdir'] == 'all processes see what the first one writes'
+
+
 def test_a_plugin_of_another_version(monkeypatch):
     installed = {'jax': '0.10.2', 'jaxlib': '0.10.2', 'jax-cuda13-plugin': '0.10.1'}
     monkeypatch.setattr(machine, 'version_of', lambda name: installed.get(name))
@@ -106,5 +139,5 @@ def test_errors_of_the_user_keep_their_message():
         raise UserError('say this')
         yield
 
-    (finding,) = doctor.guarded(check)
+    (finding,) = doctor.guarded('name', check)
     assert (finding.state, finding.found) == ('fail', 'say this')
