@@ -77,7 +77,7 @@ def test_the_generator_and_the_detector_learn_from_clusters(finished):
 
 def test_controls_are_kept_apart_from_outliers(finished):
     place = made(finished, 'synthesise', 'control')
-    outliers, controls = (artefacts.load(place / f'{k}.npz') for k in ('outliers', 'controls'))
+    outliers, controls = (artefacts.load_table(place / k) for k in ('outliers', 'controls'))
     count = len(outliers['images'])
     assert 0.7 < len(controls['images']) / count < 1.4
     index = [json.loads(line) for line in (place / 'index.jsonl').read_text().splitlines()]
@@ -203,7 +203,10 @@ def test_every_variant_reads():
             lambda c: c.outliers.update(per_image=0),
             r'config\.outliers\.per_image=0 must be a whole',
         ),
-        (lambda c: c.outliers.update(count=5), r'count=5 and per_image=1: set one of them'),
+        (
+            lambda c: c.outliers.update(count=5),
+            r'count=5, per_image=1, per_class=None\. Set one of them',
+        ),
         (lambda c: c.detector.update(weight=1.5), r'config\.detector: weight=1\.5'),
         (lambda c: c.head.update(name='linear'), r"'three_head' trains a head of its own"),
         (lambda c: c.detector.update(frozen=2), r'detector\.frozen=2: only a vit has blocks'),
