@@ -17,6 +17,7 @@ fine-tuned against them at the worst of nearby weights (DOE). Arms, as in the pa
     dog           the words nearest to the pseudo-word
     dog_oe        the same images, plain outlier exposure
     dog_minus     the same images, P the other way (DOE's official code)
+    dog_clip      dog, less images that CLIP finds more like an ID class than like their word (ours)
 
 Where numbers come from (P the paper, DOE, ASH, SD, OE their codes, ours our choice): K = 1000,
 η = .05, γ = 1, M = 5000 (CIFAR-10) and 1000 (CIFAR-100, ImageNet), 10 epochs at lr .001, WRN-40-2
@@ -143,6 +144,7 @@ def arms(c):
         dog=dict(),
         dog_oe=dict(detector=dict(name='oe', weight=1.0)),
         dog_minus=dict(detector=dict(sign='-')),
+        dog_clip=dict(filter=dict(name='clip')),
     )
     return found
 

@@ -237,7 +237,7 @@ def config(**changes):
         backbone=dict(name='cnn', widths=(4, 8)),
         scores=dict(msp={}),
         detector__steps=20,
-        **changes,
+        **{'parallel__num_devices': None, **changes},
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxood import console, memory
+from jaxood import console, hosts, memory
 from jaxood.errors import UserError
 from jaxood.parallel import Devices, Probed, fetch, probe
 from jaxood.train.checkpoint import Checkpoints
@@ -162,29 +162,34 @@ def fit(
         raise Probed(images=images_per_step, steps=steps - first, **facts)
     pending, last = [], {}
     seconds, timed, mark = 0.0, 0, None
-    for done in range(first + 1, steps + 1):
-        batch = devices.shard(next(batches))
-        ask = functools.partial(memory.need, step, state, data, batch, key)
-        with memory.watched(what, where, _rows(batch, devices), devices.count, ask):
-            state, metrics = step(state, data, batch, key)
-            if done == first + 1:
-                jax.block_until_ready(metrics)
-        pending.append(metrics)
-        if done == first + 1:  # compiles; the clock starts after it
-            mark = time.monotonic()
-            progress.compiled(done)
-        saves = done % checkpoint_every == 0 and done < steps
-        if done % log_every == 0 or done == steps or saves:
-            last = _means(jax.device_get(pending), done, what)
-            pending = []
-            now = time.monotonic()
-            seconds, timed, mark = seconds + now - mark, done - first - 1, now
-            speed = images_per_step * timed / seconds if timed else 0.0
-            log.write({'step': done, **last, 'images_per_s': round(speed, 1)})
-            progress.update(done, loss=last['loss'], **{'images/s': round(speed)})
-            if saves:
-                checkpoints.save(done, devices.unreplicate(state))
+    try:
+        for done in range(first + 1, steps + 1):
+            batch = devices.shard(next(batches))
+            ask = functools.partial(memory.need, step, state, data, batch, key)
+            with memory.watched(what, where, _rows(batch, devices), devices.count, ask):
+                state, metrics = step(state, data, batch, key)
+                if done == first + 1:
+                    jax.block_until_ready(metrics)
+            pending.append(metrics)
+            if done == first + 1:  # compiles; the clock starts after it
                 mark = time.monotonic()
+                progress.compiled(done)
+            saves = done % checkpoint_every == 0 and done < steps
+            if done % log_every == 0 or done == steps or saves:
+                last = _means(jax.device_get(pending), done, what)
+                pending = []
+                now = time.monotonic()
+                seconds, timed, mark = seconds + now - mark, done - first - 1, now
+                speed = images_per_step * timed / seconds if timed else 0.0
+                log.write({'step': done, **last, 'images_per_s': round(speed, 1)})
+                progress.update(done, loss=last['loss'], **{'images/s': round(speed)})
+                if saves:
+                    checkpoints.save(done, devices.unreplicate(state))
+                    mark = time.monotonic()
+    except BaseException:
+        if hosts.count() == 1:  # of several, another may be gone, and no longer write its part
+            checkpoints.close()
+        raise
     checkpoints.close()
     facts = {'images_per_s': round(speed, 1), **last} if last else {}
     progress.close(**{k: facts[k] for k in ('loss', 'images_per_s') if k in facts})
