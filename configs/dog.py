@@ -87,8 +87,8 @@ WAYS = ('latent_noise', 'text_noise', 'latent_mix', 'text_mix')  # (a) to (d) of
 def get_config(variant: str = 'digits'):
     """The config of a variant, digits, cifar10, cifar100 or imagenet; behind it perhaps `ablation`,
     for M and K in place of the other ways to make outliers: digits,ablation."""
-    name, *words = variant.split(',')
-    for word in words:
+    name, *more = variant.split(',')
+    for word in more:
         lookup({'ablation': ablation}, word, 'variant')
     c = ml_collections.ConfigDict()
     c.seed = 0
@@ -129,7 +129,7 @@ def get_config(variant: str = 'digits'):
         gallery=64,
         tsne=True,
     )
-    if 'ablation' in words:
+    if 'ablation' in more:
         ablation(c)
     return c
 
@@ -176,9 +176,9 @@ def digits(c):
     c.pipeline = small.pipeline
     c.pipeline.data = dict(held_out_validation=())  # 6 and 7 are words of its captions
     names = c.pipeline.names[:6]
-    c.tokens = tokens(names=names, templates='plain', draw=True, flip=False, per_class=None)
+    c.tokens = tokens(names=names, templates='plain', draw=True, flip=False)
     c.tokens.update(steps=300, batch_size=16, at_once=6)
-    c.words = dict(name='captions', names=c.pipeline.names, k=16) | NEAR
+    c.words = words(name='captions', names=c.pipeline.names, k=16)
     c.sampler = dict(name='dpmpp_2m', steps=20, guidance=2.0)
     c.outliers = outliers(per_class=145)  # as many as there are ID images
     c.outliers.shard_size = 256
@@ -197,7 +197,7 @@ def photographs(c):
     c.tokens = tokens(
         names=config_dict.placeholder(tuple), templates='objects', draw=True, flip=True
     )
-    c.words = dict(name='wordnet', path=config_dict.placeholder(str), k=1000) | NEAR
+    c.words = words(name='wordnet', path=config_dict.placeholder(str), k=1000)
     c.sampler = dict(name='ddim', steps=50, guidance=6.5)  # w of (1 + w); the usual scale 7.5
     c.parallel.inference_batch = 1024  # at 32 pixels, hence 4 at 512
 
@@ -243,7 +243,6 @@ def imagenet(c):
         k: dict(name='folder', path=config_dict.placeholder(str), group='far')
         for k in ('textures', 'places', 'inaturalist', 'sun')
     }
-    c.tokens.names_file = config_dict.placeholder(str)
     c.preprocessing = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     c.outliers = outliers(per_class=1000)
     c.backbone = dict(name='resnet', blocks=(3, 4, 6, 3), width=64, bottleneck=True)
@@ -257,16 +256,6 @@ def imagenet(c):
 
 # ---- sections ---------------------------------------------------------------------------------
 
-NEAR = dict(
-    template='a photo of a {}',
-    clip=None,
-    rule='near',
-    eta=0.05,
-    threshold=None,
-    keep=0.5,
-    collisions=True,
-)
-
 
 def tokens(**more):
     """Textual inversion: one vector a class, without weight decay."""
@@ -274,6 +263,7 @@ def tokens(**more):
         dict(
             name='inversion',
             initial='name',
+            names_file=config_dict.placeholder(str),
             per_class=config_dict.placeholder(int),
             steps=3000,
             batch_size=8,
@@ -282,6 +272,22 @@ def tokens(**more):
             remat=False,
             log_every=100,
             checkpoint_every=1000,
+        )
+        | more
+    )
+
+
+def words(**more):
+    """Candidates near the class, of which those near its images are kept."""
+    return ml_collections.ConfigDict(
+        dict(
+            template='a photo of a {}',
+            clip=config_dict.placeholder(str),
+            rule='near',
+            eta=0.05,
+            threshold=config_dict.placeholder(float),
+            keep=0.5,
+            collisions=True,
         )
         | more
     )

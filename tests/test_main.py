@@ -3,10 +3,12 @@
 import errno
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 import time
 
+import ml_collections
 import pytest
 from absl import flags
 
@@ -213,3 +215,21 @@ def test_help_answers_at_once(module):
     assert done.returncode == 0
     assert '--workdir' in done.stdout
     assert done.stderr == ''
+
+
+CONFIGS = sorted(pathlib.Path(QUICKSTART).parent.glob('*.py'))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_every_value_of_a_config_can_be_set_on_the_command_line(path):
+    """A bare None has no type to read a flag by; `config_dict.placeholder` has."""
+
+    def walk(where, section):
+        for key in section:
+            if isinstance(section[key], ml_collections.ConfigDict):
+                yield from walk(f'{where}.{key}', section[key])
+            elif section.get_type(key) is type(None):
+                yield f'{where}.{key}'
+
+    for variant in runpy.run_path(str(path))['VARIANTS']:
+        assert list(walk('config', main.load_config(f'{path}:{variant}'))) == [], variant

@@ -46,15 +46,15 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """int32[B, length]: start, tokens, end, padding. Longer texts are cut, with a warning."""
+        """int32[B, length]: start, tokens, end, padding. Longer texts are cut, with one warning."""
         rows = [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=True)]
-        for text, row in zip(texts, rows):
-            if len(row) > self.length:
-                warnings.warn(
-                    f'The prompt {text[:60]!r}... has {len(row)} tokens with start and end; only '
-                    f'the first {self.length - 1} and the end are used.',
-                    stacklevel=2,
-                )
+        if long := [i for i, row in enumerate(rows) if len(row) > self.length]:
+            more = f' (and {len(long) - 1} more of {len(rows)})' if len(long) > 1 else ''
+            warnings.warn(
+                f'The prompt {texts[long[0]][:60]!r}...{more} has {len(rows[long[0]])} tokens with '
+                f'start and end; only the first {self.length - 1} and the end are used.',
+                stacklevel=2,
+            )
         last = self.length - 1
         rows = [[*row[:last], self.end] if len(row) > self.length else row for row in rows]
         rows = [row + [self.pad] * (self.length - len(row)) for row in rows]

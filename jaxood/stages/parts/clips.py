@@ -49,7 +49,8 @@ class Clip:
     def prompts(self, store: Store, prompts: Sequence[str], what: str) -> np.ndarray:
         """T(prompt) of many prompts, float32[n, P], unit vectors, as a memory map."""
         key = configs.fingerprint(VERSION, self.key, 'prompts', prompts)
-        chunks = lambda start, stop: self._stream(self.tokenizer(prompts[start:stop]), None)
+        ids = functools.cache(lambda: self.tokenizer(prompts))
+        chunks = lambda start, stop: self._stream(ids()[start:stop], None)
         found = memo.rows(store, 'embeddings', key, len(prompts), chunks, what, SHARD)
         return found['embedding']
 
