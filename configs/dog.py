@@ -69,7 +69,9 @@ The words alone, with a small CLIP and before anything is trained (29 s of CPU t
 `:cifar10`, `:cifar100` and `:imagenet` need `--config.generator.path`, a folder of Stable Diffusion
 1.5, `--config.words.clip`, one of CLIP ViT-L/14 (both as `jaxood.convert` leaves them, or as they
 are), `--config.words.path`, WordNet, and ImageNet the networks and sets that its sections name: not
-measured yet.
+measured yet. Of the paper's five sets LSUN-crop and iSUN are not at hand: `lsun9_crop` and
+`lsun9_resize`, scenes of LSUN's classes, stand in for them (configs/benchmark.py), so its means are
+over other sets.
 """
 
 import pathlib
@@ -137,9 +139,7 @@ def get_config(variant: str = 'digits'):
 def arms(c):
     """Table 2: the classifier before fine-tuning, (a) to (e), DOG; DOG's images with plain outlier
     exposure, and with P the other way (the official code's)."""
-    found = dict(
-        none=dict(outliers=dict(name='none'), detector=dict(name='untrained', init='pretrained'))
-    )
+    found = dict(none=dict(outliers=dict(name='none'), detector=dict(name='untrained')))
     found |= {way: dict(outliers=dict(name=way)) for way in WAYS}
     found |= dict(
         names=dict(tokens=dict(name='none')),

@@ -245,7 +245,7 @@ def _folder(name, place) -> Finding:
         probe.write_bytes(PROBE)
         same = probe.read_bytes() == PROBE
         probe.unlink()
-        if not there:
+        if not there and hosts.count() == 1:  # others may be at it
             folder.rmdir()
     except OSError as e:
         reason = e.strerror or type(e).__name__
@@ -385,15 +385,15 @@ def training() -> Iterator[Finding]:
 
 def settings(config, workdir) -> Iterator[Finding]:
     """What `main` looks at before it builds anything: all settings, with these data and devices."""
-    from jaxood import artefacts, experiment, parallel  # noqa: PLC0415
+    from jaxood import artefacts, experiment  # noqa: PLC0415
     from jaxood.stages import common  # noqa: PLC0415
 
-    runs = experiment.check(config)
+    with hosts.one_for_all():
+        runs = experiment.check(config)
     yield Finding('ok', 'config', f'{len(runs)} runs of {", ".join(config.stages)}')
-    every = parallel.setup(config.parallel.mode, config.parallel.get('num_devices'))
+    every = experiment.devices_of(config)
     folder = artefacts.place(workdir or tempfile.gettempdir())
-    store = artefacts.Store(config.get('artefacts_dir') or folder / 'artefacts')
-    tasks = experiment.plan(runs, store)
+    tasks = experiment.plan(runs, experiment.store_of(config, folder))
     experiment.check_tasks(tasks, tuple(config.stages), every)
     data = common.load_data(runs[0].config)
     sets = {'training': data.id.train, 'test': data.id.test} | data.ood

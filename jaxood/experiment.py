@@ -1,12 +1,13 @@
 """Arms x seeds through the stages: what is there already, what is to be done, and doing it."""
 
 import dataclasses
+import functools
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import ml_collections
@@ -53,19 +54,18 @@ def execute(
     wanted = tuple(only or config.stages)
     folder = artefacts.place(workdir)
     hosts.compare(identity(config) | {'--stages': list(wanted), '--workdir': str(folder)})
-    runs = check(config)
+    with hosts.one_for_all():
+        runs = check(config)
     for stage in wanted:
         if stage not in config.stages:
             raise UserError(unknown(f'--stages: stage {stage!r}', stage, config.stages))
     hosts.check_folder(folder)
     with artefacts.lock(folder):
         check_format(folder)
-        store = Store(artefacts.place(config.get('artefacts_dir') or folder / 'artefacts'))
-        c = config.parallel
-        devices = parallel.setup(c.mode, c.get('num_devices'), bool(c.get('shard_state')))
+        store, devices = store_of(config, folder), devices_of(config)
         with hosts.one_for_all():
-            digests = {f'the data of {run.name}': digest(run.config) for run in runs}
-        hosts.compare(digests)
+            digests = {run.name: digest(run.config) for run in runs}
+        hosts.compare({f'the data of {name}': value for name, value in digests.items()})
         tasks = plan(runs, store)
         check_tasks(tasks, wanted, devices)
         console.say(table(tasks, wanted, store))
@@ -74,7 +74,7 @@ def execute(
                 if task.stage in wanted and task.artefact.done is None:
                     console.say(f'{task.stage} {name_of(task)}: {tried(task, folder, devices)}')
             return
-        repro = write_records(folder, config, tasks, devices)
+        repro = write_records(folder, config, tasks, devices, digests)
         log = console.Log(folder / 'log.jsonl')
         for task in tasks:
             if task.stage in wanted:
@@ -84,6 +84,17 @@ def execute(
                     {'stage': task.stage, 'for': name_of(task), 'was': state} | task.artefact.done
                 )
                 publish(task, folder)
+
+
+def store_of(config, folder: epath.Path) -> Store:
+    """Where the artefacts of a run in a workdir lie."""
+    return Store(artefacts.place(config.get('artefacts_dir') or folder / 'artefacts'))
+
+
+def devices_of(config) -> parallel.Devices:
+    """The devices that `config.parallel` asks for."""
+    c = config.parallel
+    return parallel.setup(c.mode, c.get('num_devices'), bool(c.get('shard_state')))
 
 
 def identity(config) -> dict[str, str]:
@@ -98,8 +109,7 @@ def identity(config) -> dict[str, str]:
             found[where] = repr(value)
 
     walk('config', configs.plain(config))
-    versions = {p: version_of(p) for p in PACKAGES} | {'python': platform.python_version()}
-    return found | versions | {'the source': git_revision()}
+    return found | versions() | {'the source': git_revision()}
 
 
 def digest(config) -> str:
@@ -266,7 +276,7 @@ def publish(task: Task, folder: epath.Path) -> None:
     stage, own = STAGES[task.stage], task.artefact.folder
     found = [path.relative_to(own) for pattern in stage.PUBLISHED for path in own.glob(pattern)]
     for path in hosts.agree([str(path) for path in found]):
-        artefacts.write(folder / path, (own / path).read_bytes())
+        artefacts.write(folder / path, (own / path).read_bytes() if hosts.first() else b'')
     if stage.PUBLISHED and hosts.first():
         stage.show(task.artefact, task.runs[0].config)
         for name in stage.PUBLISHED:
@@ -349,8 +359,14 @@ def find_run(folder: epath.Path, arm: str | None, seed: int | None):
     return run.config, made
 
 
-def write_records(folder: epath.Path, config, tasks: Sequence[Task], devices) -> dict:
-    """Writes config.json, runs.json ((arm, seed, stage) -> folder) and repro.json; returns that."""
+def write_records(
+    folder: epath.Path, config, tasks: Sequence[Task], devices, digests: Mapping[str, str]
+) -> dict:
+    """Writes config.json, runs.json ((arm, seed, stage) -> folder) and repro.json; returns that.
+
+    Args:
+        digests: of the data of each run, by its name.
+    """
     index: dict[str, dict] = {}
     for task in tasks:
         place = os.path.relpath(task.artefact.folder, folder)
@@ -359,12 +375,11 @@ def write_records(folder: epath.Path, config, tasks: Sequence[Task], devices) ->
     artefacts.write(folder / 'runs.json', json.dumps(index, indent=2) + '\n')
     resolved = configs.plain(config.copy_and_resolve_references())
     artefacts.write(folder / 'config.json', json.dumps(resolved, indent=2) + '\n')
-    datasets = {run.arm: digest(run.config) for t in tasks for run in t.runs}
     repro = {
-        'versions': {p: version_of(p) for p in PACKAGES} | {'python': platform.python_version()},
+        'versions': versions(),
         'source': {'git': git_revision()},
         'devices': {'mode': devices.mode} | {str(d.id): str(d) for d in devices.mesh.devices.flat},
-        'data': datasets,
+        'data': {run.arm: digests[run.name] for t in tasks for run in t.runs},
     }
     if weights := {t.runs[0].arm: t.digest for t in tasks if t.digest}:
         repro['weights'] = weights
@@ -372,6 +387,12 @@ def write_records(folder: epath.Path, config, tasks: Sequence[Task], devices) ->
     return repro
 
 
+def versions() -> dict[str, str | None]:
+    """Of what results may depend on; None for what is not installed."""
+    return {p: version_of(p) for p in PACKAGES} | {'python': platform.python_version()}
+
+
+@functools.cache
 def git_revision() -> str | None:
     """The revision of the checkout that runs, with '+' if it has changes; None outside of one."""
     git = ['git', '-C', os.path.dirname(__file__)]

@@ -91,7 +91,7 @@ def start(
     import jax  # noqa: PLC0415 - heavy, and not needed by a process on its own
 
     if not jax.distributed.is_initialized():
-        if given and given['process_id'] == 0:
+        if given.get('process_id') == 0:
             _check_port(given['coordinator_address'])
         try:
             jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT)
@@ -164,7 +164,7 @@ def wait_for(path) -> None:
         if time.monotonic() > until:
             raise UserError(
                 f'{path} was written by host 0 and is not visible from host {_index}. Hosts share '
-                'one workdir: a network folder that all mount at the same place, or gs://, s3://.'
+                'one workdir: a network folder that all mount at the same place, or gs://.'
             )
         time.sleep(0.05)
 
@@ -210,6 +210,11 @@ def check_folder(folder) -> None:
     """Raises UserError unless all hosts see what host 0 writes into a folder."""
     if _count == 1:
         return
+    if os.fspath(folder).startswith('s3://'):
+        raise UserError(
+            f'{folder}: several hosts save together in gs:// or in a folder that all have mounted. '
+            'Choose such a --workdir, or one host.'
+        )
     probe = folder / f'.seen-by-all.{agree(f"{os.getpid()}-{time.time_ns()}")}'
     with one_for_all():
         if first():
@@ -225,7 +230,7 @@ def check_folder(folder) -> None:
     if blind:
         raise UserError(
             f'{folder} of host 0 is not visible from host {", ".join(blind)}. Give a --workdir '
-            'that all hosts share: a network folder mounted at the same place, or gs://, s3://.'
+            'that all hosts share: a network folder mounted at the same place, or gs://.'
         )
 
 
@@ -276,7 +281,7 @@ def _given(coordinator, num_processes, process_id) -> dict[str, Any]:
     if values['num_processes'] == 1 or all(v is None for v in values.values()):
         return {}
     if _in_cluster() and values['num_processes'] is None and values['process_id'] is None:
-        return {}  # JAX reads the address from the environment, and the rest from the cluster
+        return {'coordinator_address': values['coordinator']}  # the cluster tells the rest
     missing = [f'--{name}' for name, value in values.items() if value is None]
     if missing:
         raise UserError(

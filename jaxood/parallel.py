@@ -265,22 +265,25 @@ def map_rows(
         The real rows of each result, as NumPy arrays. The next chunk is already being computed when
         one is handed out, and no more than two are held.
     """
+    watched = lambda size, ask: memory.watched(
+        'a pass over images', 'config.parallel.inference_batch', size, devices.count, ask
+    )
     pending = None
     for rows, real in chunks:
         size, placed = len(jax.tree.leaves(rows)[0]), devices.shard(rows)
         ask = functools.partial(memory.need, compiled, shared, placed)
-        if devices.probe:
-            raise Probed(images=size, **probe(functools.partial(compiled, shared, placed), ask))
-        with memory.watched(
-            'a pass over images', 'config.parallel.inference_batch', size, devices.count, ask
-        ):
+        with watched(size, ask):
+            if devices.probe:
+                raise Probed(images=size, **probe(functools.partial(compiled, shared, placed), ask))
             result = (compiled(shared, placed), real)
             done = None if pending is None else _real(devices, *pending)
         if pending is not None:
             yield done
         pending = result
     if pending is not None:
-        yield _real(devices, *pending)
+        with watched(size, ask):
+            done = _real(devices, *pending)
+        yield done
 
 
 def probe(call: Callable, ask: Callable) -> dict[str, float]:

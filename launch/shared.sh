@@ -65,7 +65,7 @@ shared_workdir() {
   local who=$1
   shift
   [[ " $*" == *" --workdir="[a-z]*://* ]] ||
-    note "$who must all see the same --workdir: a bucket (gs://, s3://) or a mounted folder"
+    note "$who must all see the same --workdir: a bucket (gs://) or a mounted folder"
 }
 
 # prepare EXTRA: .venv in the checkout, with jaxood and an extra of pyproject.toml in it; 'core' for none.

@@ -32,7 +32,11 @@ def rows(flags):
     params = compile_init(model.init)(jax.random.key(0), x, t, one_hot)['params']
     params = jax.device_get(params)  # a training step takes the memory of what it updates
     network = jax.jit(lambda params, *inputs: model.apply({'params': params}, *inputs))
-    inputs = (jnp.zeros((batch, *SHAPE)), jnp.ones(batch, jnp.int32), jnp.zeros((batch, 11)))
+    inputs = (
+        jnp.zeros((batch, *SHAPE)),
+        jnp.ones(batch, jnp.int32),
+        jnp.zeros((batch, CLASSES + 1)),
+    )
     once = measure.flops(network, params, *inputs)
     theirs = _diffusers(flags, size, batch) if measure.has('torch', 'diffusers') else (None, None)
     peer = 'diffusers UNet2DModel'

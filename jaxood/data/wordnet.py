@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from jaxood.data import captions as composed
 from jaxood.errors import UserError, unknown
 
-# How the plural of a noun ends -> its singular. WordNet 3.0, morphy(7WN), "Rules of Detachment".
+# How the plural of a noun ends -> its singular: morphy(7WN), "Rules of Detachment"; ves as in NLTK.
 DETACHED = (
     *(('s', ''), ('ses', 's'), ('ves', 'f'), ('xes', 'x'), ('zes', 'z'), ('ches', 'ch')),
     *(('shes', 'sh'), ('men', 'man'), ('ies', 'y')),

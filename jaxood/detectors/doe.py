@@ -46,6 +46,7 @@ def loss_fn(
     running statistics come from the pass at θ alone (our choice). The pass that P comes from drops
     nothing (official code); the other two drop the same units, so that α → 0 is plain outlier
     exposure (our choice). Three passes, in the warm-up too: a step takes about three times as long.
+    With `accumulate`, P moves once for each part of a batch.
 
     Args:
         weight: γ, 1 in the paper.

@@ -130,6 +130,11 @@ class Context:
         mine = f'{run.name}/'
         return {k.removeprefix(mine): v for k, v in self.inputs.items() if k.startswith(mine)}
 
+    def chief(self) -> configs.Run:
+        """For a stage ACROSS runs: the first run of the arm that the report is about."""
+        arm = self.config.report.get('arm') or self.runs[0].arm
+        return next(run for run in self.runs if run.arm == arm)
+
     def seen_by(self, run: configs.Run) -> Data:
         """For a stage ACROSS runs: the data as the stages of one run saw them."""
         return seen(run.config, self.inputs_of(run))

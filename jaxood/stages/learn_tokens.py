@@ -27,6 +27,7 @@ from jaxood.rng import key_for, seed_for
 from jaxood.stages import common
 from jaxood.stages.common import Context
 from jaxood.stages.parts import memo, networks, texts
+from jaxood.synthesis.painter import resize
 from jaxood.train import loop, state
 
 VERSION = 1
@@ -167,6 +168,11 @@ def check(config) -> None:
         configs.whole(c, WHERE, 'per_class')
     if not isinstance(c.initial, str) or not c.initial.strip():
         raise ConfigError(f"{WHERE}.initial={c.initial!r} must be '{NAME}', or a word or several.")
+    if c.optimizer.get('clip') is not None:
+        raise ConfigError(
+            f'{WHERE}.optimizer.clip={c.optimizer.clip}: it would tie together the classes that '
+            f'are trained at once. Leave it unset.'
+        )
     if c.optimizer.get('name') == 'adamw' and c.optimizer.get('weight_decay') is None:
         raise ConfigError(
             f"{WHERE}.optimizer: 'adamw' decays by default, and that pulls every vector towards 0, "
@@ -361,8 +367,7 @@ def encoded(context: Context, sd, examples) -> dict[str, np.ndarray]:
         them, as memory maps; not scaled.
     """
     c, devices = context.config.tokens, context.devices
-    networks_of = sd.networks._replace(vae=sd.networks.vae.clone(dtype=jnp.float32))
-    compiled = _encoder(devices, networks_of.vae, sd.size, c.flip)
+    compiled = _encoder(devices, sd.networks.vae.clone(dtype=jnp.float32), sd.size, c.flip)
     shared = devices.replicate(
         jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sd.params['vae'])
     )
@@ -384,10 +389,7 @@ def encoded(context: Context, sd, examples) -> dict[str, np.ndarray]:
 @functools.cache
 def _encoder(devices, vae, size, flip):
     def encode(variables, images):
-        x = augment.to_unit(images)
-        shape = (x.shape[0], size, size, x.shape[-1])
-        if x.shape != shape:
-            x = jnp.clip(jax.image.resize(x, shape, 'cubic', antialias=True), -1.0, 1.0)
+        x = resize(augment.to_unit(images), size, size)
         views = [x, x[:, :, ::-1]] if flip else [x]
         found = [vae.apply(variables, view, method='encode') for view in views]
         mean, log_variance = (jnp.stack(parts, axis=1) for parts in zip(*found))

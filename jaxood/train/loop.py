@@ -158,7 +158,10 @@ def fit(
     progress = console.Progress(what, steps, start=first)
     batches = feed(first)
     if devices.probe:
-        facts = _try(step, state, data, devices.shard(next(batches)), key)
+        batch = devices.shard(next(batches))
+        ask = functools.partial(memory.need, step, state, data, batch, key)
+        with memory.watched(what, where, _rows(batch, devices), devices.count, ask):
+            facts = _try(step, state, data, batch, key)
         raise Probed(images=images_per_step, steps=steps - first, **facts)
     pending, last = [], {}
     seconds, timed, mark = 0.0, 0, None

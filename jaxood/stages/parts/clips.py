@@ -64,17 +64,19 @@ class Clip:
 
     def images(self, store: Store, examples: Examples, what: str) -> np.ndarray:
         """E'(x) of a set, in order, float32[N, P], unit vectors, as a memory map."""
-        rows = self.devices.batch_size(networks.rows_of(self.rows, {'size': self.vision.size}))
-        compiled = _images(self.devices, self.vision)
-        shared = self.devices.replicate(self.params['vision'])
-
-        def chunks(start, stop):
-            part = examples.subset(np.arange(start, stop))
-            each = ((images, len(real)) for images, real in loader.chunks(part, rows))
-            return parallel.map_rows(self.devices, compiled, shared, each)
-
+        chunks = lambda start, stop: self._look(examples.subset(np.arange(start, stop)))
         key = configs.fingerprint(VERSION, self.key, 'images', examples.digest)
         return memo.rows(store, 'embeddings', key, len(examples), chunks, what, SHARD)['embedding']
+
+    def looks(self, examples: Examples) -> np.ndarray:
+        """The same, computed anew: for images that are looked at once."""
+        return np.concatenate([chunk['embedding'] for chunk in self._look(examples)])
+
+    def _look(self, examples):
+        rows = self.devices.batch_size(networks.rows_of(self.rows, {'size': self.vision.size}))
+        shared = self.devices.replicate(self.params['vision'])
+        each = ((images, len(real)) for images, real in loader.chunks(examples, rows))
+        return parallel.map_rows(self.devices, _images(self.devices, self.vision), shared, each)
 
     def _stream(self, ids, extra):
         """The encoder is causal, so what follows a prompt's end is cut off."""

@@ -58,17 +58,16 @@ class Clip:
     """CLIP, and how much more a candidate must look like its word than like any ID class."""
 
     def __init__(self, context: Context):
-        config, self.store = context.config, context.store
+        config = context.config
         self.clip = clips.load(config, context.inputs, context.devices, context.num_rows())
         self.template, self.margin = config.words.template, config.filter.margin
         self.classes = self._prompts(learn_tokens.names(config, context.data))
-        self.what = f'images, {context.what}'
 
     def _prompts(self, words):
         return self.clip.ids(self.clip.tokenizer([self.template.format(word) for word in words]))
 
     def facts(self, facts):
-        images = self.clip.images(self.store, Examples(facts['image']), self.what)
+        images = self.clip.looks(Examples(facts['image']))
         words, place = np.unique(facts['word'], return_inverse=True)
         found = leaks.margin(images, self._prompts(words.tolist())[place], self.classes)
         return {'margin': found}

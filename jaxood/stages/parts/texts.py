@@ -110,13 +110,17 @@ def fits(config, data: common.Data) -> None:
 
 def contexts(sd: StableDiffusion, devices: Devices, prompts, batch_size: int) -> np.ndarray:
     """The embeddings of prompts, [P, M, D] in the pipeline's own type, each computed once."""
-    encode = lambda params, ids: pipeline.encode_prompts(sd.networks, params, ids)
     ids = sd.tokenizer(prompts)
     size = devices.batch_size(min(batch_size, len(ids)))
     chunks = (parallel.pad_rows(ids[i : i + size], size) for i in range(0, len(ids), size))
     shared = devices.replicate({'text_encoder': sd.params['text_encoder']})
-    parts = parallel.map_rows(devices, devices.compile_rows(encode), shared, chunks)
+    parts = parallel.map_rows(devices, _encoder(devices, sd.networks), shared, chunks)
     return np.concatenate([np.asarray(part, sd.networks.unet.dtype) for part in parts])
+
+
+@functools.cache
+def _encoder(devices, networks):
+    return devices.compile_rows(lambda params, ids: pipeline.encode_prompts(networks, params, ids))
 
 
 def settings(config) -> dict:

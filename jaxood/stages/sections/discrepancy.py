@@ -41,7 +41,7 @@ def fits(config, data) -> None:
 
 
 def tell(context: Context) -> tuple[dict, page.Section]:
-    chief = _chief(context)
+    chief = context.chief()
     asked = {run.name: Asked(context, run) for run in context.runs}
     sets = test_edits(context, chief, asked[chief.name])
     found = {
@@ -338,11 +338,6 @@ def show(found: dict, config) -> None:
                 f'{label} minus {one["score"]}: {100 * g["mean"]:+.2f} points of mean AUROC '
                 f'({100 * g["low"]:+.2f} to {100 * g["high"]:+.2f})'
             )
-
-
-def _chief(context: Context):
-    arm = context.config.report.get('arm') or context.runs[0].arm
-    return next(run for run in context.runs if run.arm == arm)
 
 
 def _arms(context: Context) -> list[str]:

@@ -29,7 +29,7 @@ def fits(config, data) -> None:
 
 
 def tell(context: Context) -> tuple[dict, page.Section]:
-    run = _chief(context)
+    run = context.chief()
     kinds = [told(folder, arms) for folder, arms in context.sharing(WORDS)]
     ways = strategies(context)
     found = {'words': kinds, 'strategies': ways}
@@ -128,7 +128,7 @@ def strategies(context: Context) -> dict[str, list[dict]]:
         found[label] = [
             {
                 'arm': run.arm,
-                **_published(run, _chief(context)),
+                **_published(run, context.chief()),
                 'cells': {
                     column: {
                         metric: tables.cell(summary, run.arm, label, column, metric)
@@ -147,12 +147,18 @@ def _is_energy(label, section):
 
 
 def _published(run, chief) -> dict:
-    """What the paper calls an arm's way, and its figures, if the arm is also trained that way."""
+    """What the paper calls an arm's way, and its figures, if all else is as in the chief arm."""
     made, tokens = run.config.outliers.name, run.config.get('tokens') or {}
     label, means = published.dog_strategies(made, tokens.get('name', 'none') != 'none')
-    if made != 'none' and run.config.detector != chief.config.detector:
-        label, means = f'{label}; trained otherwise', ()
+    if made != 'none' and _beside_the_way(run.config) != _beside_the_way(chief.config):
+        label, means = f'{label}; made or trained otherwise', ()
     return {'paper': label, 'published': means}
+
+
+def _beside_the_way(config):
+    """What arms must share so that they differ in how outliers are made alone."""
+    counts = {key: config.outliers.get(key) for key in candidates.COUNTS}
+    return config.detector, config.filter, counts, config.words.k
 
 
 def _strategy_table(label, rows):
@@ -174,8 +180,3 @@ def show(found: dict, config) -> None:
     """What became of the words, on the terminal; how the arms fared, the report says itself."""
     for one in found['words']:
         console.say(_about(one))
-
-
-def _chief(context: Context):
-    arm = context.config.report.get('arm') or context.runs[0].arm
-    return next(run for run in context.runs if run.arm == arm)

@@ -55,8 +55,7 @@ def tell(context: Context) -> tuple[dict, page.Section]:
 def compare(context: Context) -> dict:
     """AUROCs of restoration scores and of the pixel-level ones on the same images, and the pace."""
     config = context.config
-    chief = config.report.get('arm') or context.runs[0].arm
-    run = next(r for r in context.runs if r.arm == chief)
+    run = context.chief()
     made = context.inputs[f'{run.name}/{STAGE}']
     pace, names = made.done, (TEST, *context.data.ood)
     arrays = {k: artefacts.load(made / f'{k}.npz') for k in (*names, VALIDATION)}
