@@ -6,7 +6,7 @@ import pathlib
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
     + ' --xla_force_host_platform_device_count=8'
-    + ' --xla_backend_optimization_level=1'  # most of their time is compiling; users' runs keep XLA's own
+    + ' --xla_backend_optimization_level=1'  # they mostly compile; users keep XLA's own
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault(
